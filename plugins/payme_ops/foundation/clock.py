@@ -1,0 +1,31 @@
+"""Business time is EAT (Africa/Nairobi, UTC+3, no daylight saving): keys, tiers and weekdays are EAT days.
+
+Instants are stored in UTC. Functions that need the time take it as an argument; `utc_now` is the one place
+that reads it, so that tests can travel.
+"""
+
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+EAT = ZoneInfo("Africa/Nairobi")
+_KEY_FORMAT = "%Y%m%dT%H%M%SEAT"
+
+
+def utc_now() -> datetime:
+    """The current instant, UTC, whole seconds: what is stored can be compared with what is read back."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def key_stamp(instant: datetime) -> str:
+    """`20260128T020000EAT`: the part of an object key that sorts by time."""
+    return instant.astimezone(EAT).strftime(_KEY_FORMAT)
+
+
+def parse_key_stamp(stamp: str) -> datetime:
+    """The UTC instant of a key stamp. Raises ValueError for any other text."""
+    return datetime.strptime(stamp, _KEY_FORMAT).replace(tzinfo=EAT).astimezone(UTC)
+
+
+def show(instant: datetime) -> str:
+    """How an instant is shown to people: `2026-01-28 02:00:00 EAT`."""
+    return instant.astimezone(EAT).strftime("%Y-%m-%d %H:%M:%S EAT")

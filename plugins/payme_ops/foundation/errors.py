@@ -1,0 +1,125 @@
+"""Every failure as a typed exception that names what was expected, what was found and what to do next.
+
+PaymeOpsError
+├── SettingsError              a variable is missing or malformed; nothing was touched
+├── PreflightFailed            a check said fail or inconclusive; carries the evidence
+├── Unavailable                worth another try as it is
+│   ├── DatabaseUnavailable    connection refused, lost or shut down
+│   ├── StoreUnavailable       S3 answered 5xx, throttled, or not at all
+│   └── SteppedAside           the dump gave way to somebody's lock three times
+├── LeaseHeld                  another run holds the lease; says which, since when
+├── LeaseLost                  our lease went away while we worked
+├── DatabaseError              the server refused a statement (SQLSTATE, table, constraint; never row data)
+├── StoreRefused               S3 answered 4xx: no permission, no bucket
+├── DumpFailed                 a client tool ended with an error
+├── AlreadyExists              the target is there already; it is never overwritten
+├── NotFound                   the named backup, database or object is not there
+└── IntegrityError             never retried: bytes or facts are not what they should be
+    ├── HashMismatch           length or SHA-256 differs
+    ├── Untrusted              unsigned, or signed by an unknown key
+    ├── ManifestInvalid        not a manifest, or one of a newer version
+    └── TruthMismatch          restored rows or content differ from the manifest
+"""
+
+
+class PaymeOpsError(Exception):
+    """Base of all. `str()` is one line that can be shown to a person as it is: no secret, no row data."""
+
+    def __init__(self, what: str, *, expected: str = "", found: str = "", remedy: str = "") -> None:
+        self.what, self.expected, self.found, self.remedy = what, expected, found, remedy
+        super().__init__(what, expected, found, remedy)
+
+    def __str__(self) -> str:
+        parts = [self.what.rstrip(".")]
+        if self.expected:
+            parts.append(f"expected {self.expected}")
+        if self.found:
+            parts.append(f"found {self.found}")
+        text = "; ".join(parts) + "."
+        return f"{text} To do: {self.remedy}" if self.remedy else text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.__dict__.copy()))
+
+
+def _rebuild(cls: type[PaymeOpsError], state: dict[str, object]) -> PaymeOpsError:
+    error = cls.__new__(cls)
+    error.__dict__.update(state)
+    error.args = (state["what"], state["expected"], state["found"], state["remedy"])
+    return error
+
+
+class SettingsError(PaymeOpsError):
+    """Settings are incomplete or malformed."""
+
+
+class PreflightFailed(PaymeOpsError):
+    """At least one check did not pass."""
+
+
+class Unavailable(PaymeOpsError):
+    """A service could not be reached; trying again may help."""
+
+
+class DatabaseUnavailable(Unavailable):
+    """PostgreSQL refused, dropped or never answered the connection."""
+
+
+class StoreUnavailable(Unavailable):
+    """The object store answered 5xx or not at all."""
+
+
+class SteppedAside(Unavailable):
+    """The dump released its locks for somebody who waited behind them, as often as it may."""
+
+
+class LeaseHeld(PaymeOpsError):
+    """Somebody else holds the lease."""
+
+
+class LeaseLost(PaymeOpsError):
+    """The lease was taken over, or its session ended, while the work was under way."""
+
+
+class DatabaseError(PaymeOpsError):
+    """The server refused a statement. Carries SQLSTATE, table and constraint, never DETAIL or CONTEXT."""
+
+    def __init__(self, what: str, *, sqlstate: str = "", expected: str = "", found: str = "", remedy: str = "") -> None:
+        self.sqlstate = sqlstate
+        super().__init__(what, expected=expected, found=found, remedy=remedy)
+
+
+class StoreRefused(PaymeOpsError):
+    """The object store answered 4xx."""
+
+
+class DumpFailed(PaymeOpsError):
+    """pg_dump, pg_dumpall or pg_restore ended with an error."""
+
+
+class AlreadyExists(PaymeOpsError):
+    """The target exists and is never overwritten."""
+
+
+class NotFound(PaymeOpsError):
+    """The thing named does not exist."""
+
+
+class IntegrityError(PaymeOpsError):
+    """Bytes or facts differ from what was recorded."""
+
+
+class HashMismatch(IntegrityError):
+    """Length or SHA-256 differs."""
+
+
+class Untrusted(IntegrityError):
+    """No signature, or one by a key that is not trusted."""
+
+
+class ManifestInvalid(IntegrityError):
+    """The document is not a manifest this version can read."""
+
+
+class TruthMismatch(IntegrityError):
+    """A restored database differs from the truth in the manifest."""

@@ -1,0 +1,139 @@
+"""Connections, and the client tools of the server's own major version.
+
+A conninfo is a libpq string: `service=payme_db_read` on a shell, host and password from an Airflow connection in
+a task. Error texts carry SQLSTATE, table and constraint and never DETAIL or CONTEXT: a CHECK violation's DETAIL
+prints the whole row.
+"""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from payme_ops.foundation.errors import DatabaseError, DatabaseUnavailable, NotFound
+from payme_ops.foundation.scrub import scrub
+
+OLDEST_MAJOR, NEWEST_MAJOR = 14, 18
+# A peer that vanished without a word is noticed within about a minute.
+_KEEPALIVE = {"connect_timeout": "10", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+# 57P01-57P03: shut down, crash, starting up; 53300: too many connections; class 08: connection.
+_TRANSIENT = re.compile(r"08...|57P0[1-5]|53300")
+
+
+@contextmanager
+def speaking(what: str) -> Iterator[None]:
+    """Turn psycopg's errors into ours, without row data. `what` says what was being done.
+
+    Raises DatabaseUnavailable for lost or refused connections, DatabaseError for everything else.
+    """
+    try:
+        yield
+    except psycopg.Error as error:
+        raise _translate(what, error) from None
+
+
+def _translate(what: str, error: psycopg.Error) -> DatabaseError | DatabaseUnavailable:
+    state = error.sqlstate or ""
+    message = scrub(error.diag.message_primary or str(error).strip().split("\n")[0])
+    if _TRANSIENT.fullmatch(state) or (not state and isinstance(error, psycopg.OperationalError)):
+        return DatabaseUnavailable(
+            what,
+            expected="a working connection",
+            found=message,
+            remedy="check that the server runs and the connection's host, port and password are right",
+        )
+    place = [f"{name} {value}" for name, value in _place(error)]
+    return DatabaseError(
+        what, sqlstate=state, expected="the statement to succeed", found=", ".join([f"SQLSTATE {state} {message}", *place])
+    )
+
+
+def _place(error: psycopg.Error) -> Iterator[tuple[str, str]]:
+    for name, value in (("table", error.diag.table_name), ("constraint", error.diag.constraint_name)):
+        if value:
+            yield name, value
+
+
+@contextmanager
+def connect(conninfo: str, *, application: str) -> Iterator[psycopg.Connection]:
+    """An autocommit connection that is closed in every case.
+
+    The server drops our session within seconds when this process is killed (client_connection_check_interval,
+    PostgreSQL 14 and newer). Raises DatabaseUnavailable.
+    """
+    with speaking("connect to PostgreSQL"):
+        connection = psycopg.connect(
+            make_conninfo(conninfo, application_name=application, **_KEEPALIVE), autocommit=True
+        )
+    try:
+        connection.pgconn.set_error_verbosity(pq.Verbosity.TERSE)
+        with speaking("prepare the session"):
+            connection.execute("SET client_connection_check_interval = '2s'")
+        yield connection
+    finally:
+        connection.close()
+
+
+def server_major(connection: psycopg.Connection) -> int:
+    """Major version of the server, for example 15."""
+    return connection.info.server_version // 10000
+
+
+def client_invocation(conninfo: str, *, application: str) -> tuple[str, dict[str, str]]:
+    """(`--dbname` value without password, extra environment) for a libpq client tool.
+
+    A password on a command line can be read by every user of the machine.
+    """
+    parts = conninfo_to_dict(make_conninfo(conninfo, application_name=application, **_KEEPALIVE))
+    password = parts.pop("password", None)
+    environment = {"PGOPTIONS": "-c client_connection_check_interval=2s"}
+    if password is not None:
+        environment["PGPASSWORD"] = str(password)
+    return make_conninfo(**parts), environment
+
+
+def with_database(conninfo: str, dbname: str) -> str:
+    """The same server and role, another database."""
+    return make_conninfo(conninfo, dbname=dbname)
+
+
+@cache
+def tool_version(path: Path) -> tuple[int, int]:
+    """(major, minor) that a client tool prints, for example (15, 18). Raises NotFound when it does not run."""
+    try:
+        text = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NotFound(f"{path} cannot be run", found=type(error).__name__) from None
+    found = re.search(r"\b(\d+)(?:\.(\d+))?", text)
+    if found is None:
+        raise NotFound(f"{path} printed no version", found=scrub(text.strip())[:80])
+    return int(found[1]), int(found[2] or 0)
+
+
+def client_tool(name: str, major: int, client_dirs: list[str]) -> Path:
+    """Path of `name` (pg_dump, pg_restore, pg_dumpall) of exactly this major version.
+
+    Any other version is refused: archives of a newer client do not restore cleanly into an older server.
+    Raises NotFound naming what was found where.
+    """
+    seen: list[str] = []
+    for folder in client_dirs:
+        path = Path(folder.format(major=major)) / name
+        if not path.is_file():
+            continue
+        version = tool_version(path)
+        if version[0] == major:
+            return path
+        seen.append(f"{path} is {version[0]}.{version[1]}")
+    raise NotFound(
+        f"no {name} for PostgreSQL {major}",
+        expected=f"{name} of major version {major} in one of {', '.join(client_dirs)}",
+        found=", ".join(seen) or "none",
+        remedy=f"install the PostgreSQL {major} client tools or add their folder to PAYME_OPS__POSTGRES__CLIENT_DIRS",
+    )

@@ -1,0 +1,196 @@
+"""One typed settings object, read from PAYME_OPS__* variables and checked at once.
+
+Settings hold no secret: passwords live in connections, keys in files named here. The three profiles differ in
+what they refuse (DESIGN.md section 3).
+"""
+
+import os
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from payme_ops.foundation.errors import SettingsError
+
+PREFIX = "PAYME_OPS__"
+_PLACEHOLDER = re.compile(r"change.?me|your_|placeholder|example|<[^>]*>|xxx", re.IGNORECASE)
+_LOOPBACK = re.compile(r"\b(127\.\d+\.\d+\.\d+|localhost|::1)\b")
+
+
+class Profile(StrEnum):
+    """Where this installation runs."""
+
+    SANDBOX = "sandbox"
+    STAGING = "staging"
+    PRODUCTION = "production"
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _CommaLists(_Group):
+    """Lists are comma separated: a shell user need not write JSON."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for name, field in cls.model_fields.items():
+                if name in values and "list" in str(field.annotation):
+                    values[name] = _split(values[name])
+        return values
+
+
+class BackupSettings(_CommaLists):
+    """What is backed up, where it goes, and the keys' public halves and places."""
+
+    database: str = Field(
+        default="payme",
+        pattern=r"^[A-Za-z0-9_.-]{1,63}$",
+        description="Name of the database to back up; it is part of every object key.",
+    )
+    bucket: str = Field(min_length=3, max_length=63, description="Bucket for daily backups (versioned, Object Lock).")
+    region: str = Field(pattern=r"^[a-z]{2}(-[a-z]+)+-\d$", description="Region the bucket must be in, for example af-south-1.")
+    storage_class: str = Field(
+        default="STANDARD_IA",
+        pattern=r"^(STANDARD|STANDARD_IA|ONEZONE_IA|INTELLIGENT_TIERING)$",
+        description="S3 storage class of new backups.",
+    )
+    kms_key_id: str | None = Field(
+        default=None, description="KMS key for server-side encryption; without it SSE is AES256."
+    )
+    recipient_recovery: str = Field(
+        pattern=r"^age1[0-9a-z]{58}$",
+        description="age X25519 recipient whose identity two people keep offline (docs/keys.md).",
+    )
+    recipient_drill: str = Field(
+        pattern=r"^age1[0-9a-z]{58}$",
+        description="age X25519 recipient whose identity only restore workers can read.",
+    )
+    signing_key_file: Path | None = Field(
+        default=None, description="Ed25519 private key (PEM, PKCS8) that signs manifests; backup workers only."
+    )
+    trusted_keys: list[str] = Field(
+        min_length=1,
+        description="Base64 raw Ed25519 public keys whose manifests count, comma separated; keep retired ones.",
+    )
+    identity_file: Path | None = Field(
+        default=None, description="age identity (drill or recovery) for verify and restore; restore workers only."
+    )
+
+
+class PostgresSettings(_CommaLists):
+    """Client tools."""
+
+    client_dirs: list[str] = Field(
+        default=["/usr/lib/postgresql/{major}/bin"],
+        min_length=1,
+        description="Folders with pg_dump and pg_restore, comma separated; {major} stands for the server's version.",
+    )
+
+
+class SlackSettings(_Group):
+    """Where alerts go; the token is in the connection payme_slack."""
+
+    channel: str = Field(default="payme-ops", min_length=1, description="Slack channel for alerts, without #.")
+
+
+class AlertSettings(_Group):
+    """Who is named in alerts."""
+
+    owner: str = Field(default="payme-ops on call", min_length=1, description="Whom to call; shown in every alert.")
+
+
+class Settings(BaseSettings):
+    """All settings of payme-ops."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="ignore")
+
+    profile: Profile = Field(description="sandbox, staging or production; production refuses demo values.")
+    backup: BackupSettings
+    postgres: PostgresSettings = PostgresSettings()
+    slack: SlackSettings = SlackSettings()
+    alert: AlertSettings = AlertSettings()
+
+
+def load() -> Settings:
+    """Settings from the environment.
+
+    Raises SettingsError that lists every fault at once: the variable's name, what is wrong, what it is for.
+    """
+    faults: list[str] = []
+    settings: Settings | None = None
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        faults += [_explain(item["loc"], item["msg"]) for item in error.errors(include_input=False)]
+    faults += _unknown_variables()
+    if settings is not None:
+        faults += _refusals(settings)
+    if faults or settings is None:
+        raise SettingsError(
+            f"{len(faults)} setting(s) cannot be used:\n  - " + "\n  - ".join(faults),
+            remedy="correct the variables named above; .env.example explains each one",
+        )
+    return settings
+
+
+def variables() -> dict[str, str]:
+    """Every variable with its description, in the order of the models. `.env.example` is held equal to it."""
+    names: dict[str, str] = {}
+    for name, field in Settings.model_fields.items():
+        group = field.annotation
+        if isinstance(group, type) and issubclass(group, BaseModel):
+            for inner, leaf in group.model_fields.items():
+                names[f"{PREFIX}{name}__{inner}".upper()] = leaf.description or ""
+        else:
+            names[f"{PREFIX}{name}".upper()] = field.description or ""
+    return names
+
+
+def _explain(location: tuple[int | str, ...], message: str) -> str:
+    path = [str(part) for part in location if isinstance(part, str)]
+    variable = PREFIX + "__".join(path).upper()
+    known = variables()
+    if variable in known:
+        return f"{variable}: {message}. {known[variable]}"
+    needed = [name for name in known if name.startswith(f"{variable}__")]
+    return f"{variable}: {message}. Set {', '.join(needed)}" if needed else f"{variable}: {message}"
+
+
+def _unknown_variables() -> list[str]:
+    known = variables()
+    return [
+        f"{name}: no such setting. Remove it or correct its name"
+        for name in sorted(os.environ)
+        if name.upper().startswith(PREFIX) and name.upper() not in known
+    ]
+
+
+def _refusals(settings: Settings) -> list[str]:
+    """What production does not start with. Connections and buckets are checked by doctor, which can reach them."""
+    if settings.profile is not Profile.PRODUCTION:
+        return []
+    faults = []
+    for name in variables():
+        value = os.environ.get(name, "")
+        if _PLACEHOLDER.search(value):
+            faults.append(f"{name}: holds a placeholder. Put the real value there")
+        if "/.demo/" in value:
+            faults.append(f"{name}: points at the sandbox's keys. Make production keys (docs/keys.md)")
+    for name in sorted(os.environ):
+        if name.startswith("AIRFLOW_CONN_PAYME_") and _LOOPBACK.search(os.environ[name]):
+            faults.append(f"{name}: a loopback address is a sandbox. Name the real host")
+    if "SimpleAuthManager" in os.environ.get("AIRFLOW__CORE__AUTH_MANAGER", ""):
+        faults.append("AIRFLOW__CORE__AUTH_MANAGER: SimpleAuthManager keeps plain passwords. Use another auth manager")
+    if not os.environ.get("AIRFLOW__SENTRY__SENTRY_DSN"):
+        faults.append("AIRFLOW__SENTRY__SENTRY_DSN: missing. Failures must reach Sentry in production")
+    return faults

@@ -8,7 +8,7 @@ prints the whole row.
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -64,8 +64,8 @@ def _place(error: psycopg.Error) -> Iterator[tuple[str, str]]:
 def connect(conninfo: str, *, application: str) -> Iterator[psycopg.Connection]:
     """An autocommit connection that is closed in every case.
 
-    The server drops our session within seconds when this process is killed (client_connection_check_interval,
-    PostgreSQL 14 and newer). Raises DatabaseUnavailable.
+    Where the server can, it ends our session within seconds of this process being killed
+    (client_connection_check_interval: PostgreSQL 14 and newer, on Linux). Raises DatabaseUnavailable.
     """
     with speaking("connect to PostgreSQL"):
         connection = psycopg.connect(
@@ -73,7 +73,7 @@ def connect(conninfo: str, *, application: str) -> Iterator[psycopg.Connection]:
         )
     try:
         connection.pgconn.set_error_verbosity(pq.Verbosity.TERSE)
-        with speaking("prepare the session"):
+        with suppress(psycopg.errors.UndefinedObject, psycopg.errors.InvalidParameterValue):
             connection.execute("SET client_connection_check_interval = '2s'")
         yield connection
     finally:
@@ -92,10 +92,7 @@ def client_invocation(conninfo: str, *, application: str) -> tuple[str, dict[str
     """
     parts = conninfo_to_dict(make_conninfo(conninfo, application_name=application, **_KEEPALIVE))
     password = parts.pop("password", None)
-    environment = {"PGOPTIONS": "-c client_connection_check_interval=2s"}
-    if password is not None:
-        environment["PGPASSWORD"] = str(password)
-    return make_conninfo(**parts), environment
+    return make_conninfo(**parts), {} if password is None else {"PGPASSWORD": str(password)}
 
 
 def with_database(conninfo: str, dbname: str) -> str:

@@ -1,0 +1,5 @@
+SELECT item, verdict, measured, threshold, actor, started, ended, source, sha256, remedy
+FROM ops.evidence
+WHERE run = %s AND item = %s
+ORDER BY id DESC
+LIMIT 1

@@ -1,0 +1,126 @@
+"""What was measured, by whom, against which threshold: one shape for preflight, doctor, gates and checklists."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from payme_ops.foundation.clock import utc_now
+from payme_ops.foundation.errors import NotFound, PaymeOpsError
+from payme_ops.foundation.postgres import connect, speaking
+from payme_ops.foundation.sql import load
+
+
+class Verdict(StrEnum):
+    """A gate without data answers inconclusive, never pass."""
+
+    PASS = "pass"  # noqa: S105  # a verdict
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+    BYPASSED = "bypassed"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One measured item. `measured` is JSON data; `sha256` is over its canonical form."""
+
+    item: str
+    verdict: Verdict
+    measured: Any
+    threshold: str
+    actor: str
+    started: datetime
+    ended: datetime
+    source: str
+    sha256: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check function answers; `check` adds who, when and the digest."""
+
+    verdict: Verdict
+    measured: Any
+    remedy: str = ""
+
+
+def passed(measured: Any) -> Finding:
+    """The check passes."""
+    return Finding(Verdict.PASS, measured)
+
+
+def failed(measured: Any, remedy: str) -> Finding:
+    """The check fails; `remedy` is what the reader does next."""
+    return Finding(Verdict.FAIL, measured, remedy)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A named check with its threshold, and the function that measures."""
+
+    item: str
+    threshold: str
+    source: str
+    measure: Callable[[], Finding] = field(repr=False)
+
+
+def run_check(check: Check, *, actor: str) -> Evidence:
+    """Measure. An error while measuring is inconclusive and says why; it never passes."""
+    started = utc_now()
+    try:
+        finding = check.measure()
+    except PaymeOpsError as error:
+        finding = Finding(Verdict.INCONCLUSIVE, {"error": error.what, "found": error.found}, error.remedy or str(error))
+    return Evidence(
+        item=check.item,
+        verdict=finding.verdict,
+        measured=finding.measured,
+        threshold=check.threshold,
+        actor=actor,
+        started=started,
+        ended=utc_now(),
+        source=check.source,
+        sha256=digest(finding.measured),
+        remedy=finding.remedy,
+    )
+
+
+def canonical(value: Any) -> bytes:
+    """Canonical JSON: sorted keys, no spaces, UTF-8, no NaN. The bytes that digests and signatures are made of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of the canonical form."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def record(conninfo: str, run: str, items: list[Evidence]) -> None:
+    """Write evidence to the ops database. Raises DatabaseUnavailable, DatabaseError."""
+    rows = [{**asdict(item), "run": run, "measured": Jsonb(item.measured)} for item in items]
+    with connect(conninfo, application="payme_ops:evidence") as connection, speaking("record evidence"):
+        with connection.cursor() as cursor:
+            cursor.executemany(load("ops/insert_evidence.sql"), rows)
+
+
+def latest(conninfo: str, run: str, item: str) -> Evidence:
+    """The newest evidence of one item of one run; its digest is checked against what it measured.
+
+    Raises NotFound when the run has none, IntegrityError is left to the caller's own facts.
+    """
+    with connect(conninfo, application="payme_ops:evidence") as connection, speaking("read evidence"):
+        row = connection.execute(load("ops/latest_evidence.sql"), [run, item]).fetchone()
+    if row is None or digest(row[2]) != row[8]:
+        raise NotFound(
+            f"no usable evidence for {item}",
+            expected=f"evidence of the same run ({run})",
+            found="none" if row is None else "evidence whose digest does not match its content",
+            remedy="run the task that produces it again; marking it as success does not produce evidence",
+        )
+    return Evidence(row[0], Verdict(row[1]), *row[2:])

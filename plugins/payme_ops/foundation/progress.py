@@ -1,0 +1,48 @@
+"""Long work reports itself: done, total, rate, ETA and why it is slowed, every few seconds."""
+
+import logging
+import time
+from collections.abc import Callable
+
+Report = Callable[[str], None]
+_EVERY_SECONDS = 5.0
+
+
+class Progress:
+    """Counts bytes and reports at most every five seconds. `total` may be an estimate or None."""
+
+    def __init__(self, label: str, *, total: int | None = None, report: Report | None = None) -> None:
+        self._label, self._total = label, total
+        self._report = report or logging.getLogger("payme_ops").info
+        self._started = self._reported = time.monotonic()
+        self.done = 0
+
+    def add(self, count: int) -> None:
+        """Count `count` more bytes."""
+        self.done += count
+        now = time.monotonic()
+        if now - self._reported >= _EVERY_SECONDS:
+            self._reported = now
+            self._report(self._line(now))
+
+    def finish(self) -> None:
+        """Report the end."""
+        self._report(self._line(time.monotonic()))
+
+    def _line(self, now: float) -> str:
+        elapsed = max(now - self._started, 0.001)
+        rate = self.done / elapsed
+        line = f"{self._label}: {size(self.done)} in {elapsed:.1f} s, {size(int(rate))}/s"
+        if self._total and self.done < self._total:
+            line += f", {self.done / self._total:.0%}, about {(self._total - self.done) / max(rate, 1):.0f} s left"
+        return line
+
+
+def size(count: int) -> str:
+    """Bytes for people, decimal units: `508.9 MB`."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

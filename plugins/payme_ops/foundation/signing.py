@@ -1,0 +1,74 @@
+"""Ed25519 signatures over canonical JSON (RFC 8032 keys as PEM files that openssl makes and reads).
+
+A signed document is `{"document": {...}, "signature": {"algorithm", "key", "value"}}`; `key` is the raw public
+key in base64, so that a reader can check it against the list of trusted keys and with stock tools.
+"""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from payme_ops.foundation.errors import SettingsError, Untrusted
+from payme_ops.foundation.evidence import canonical
+
+_ALGORITHM = "ed25519"
+
+
+def load_private_key(path: Path | None) -> Ed25519PrivateKey:
+    """Read a PEM file. Raises SettingsError naming the variable when it is missing or of another kind."""
+    remedy = "make one with: openssl genpkey -algorithm ed25519 -out FILE (docs/keys.md)"
+    if path is None or not path.is_file():
+        raise SettingsError(
+            "no signing key",
+            expected="PAYME_OPS__BACKUP__SIGNING_KEY_FILE to name a readable file",
+            found="no such file" if path else "the variable is not set",
+            remedy=remedy,
+        )
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (ValueError, TypeError):
+        raise SettingsError(f"{path.name} is not a signing key", expected="an unencrypted PEM key", remedy=remedy) from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SettingsError(
+            f"{path.name} is not a signing key", expected="an Ed25519 key", found=type(key).__name__, remedy=remedy
+        )
+    return key
+
+
+def public_key(key: Ed25519PrivateKey) -> str:
+    """Raw public key, base64: the form of PAYME_OPS__BACKUP__TRUSTED_KEYS."""
+    return base64.b64encode(key.public_key().public_bytes_raw()).decode()
+
+
+def sign(document: dict[str, Any], key: Ed25519PrivateKey) -> dict[str, Any]:
+    """The document with its signature."""
+    value = base64.b64encode(key.sign(canonical(document))).decode()
+    return {"document": document, "signature": {"algorithm": _ALGORITHM, "key": public_key(key), "value": value}}
+
+
+def verify(signed: Any, trusted_keys: list[str]) -> dict[str, Any]:
+    """The document, when one of the trusted keys signed exactly it. Raises Untrusted."""
+    remedy = "do not use it; find out who wrote it (docs/keys.md, 'a manifest is UNTRUSTED')"
+    try:
+        document, signature = signed["document"], signed["signature"]
+        algorithm, key, value = signature["algorithm"], signature["key"], base64.b64decode(signature["value"])
+        if not isinstance(document, dict) or algorithm != _ALGORITHM:
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise Untrusted("the document is not signed", expected="an Ed25519 signature", remedy=remedy) from None
+    if key not in trusted_keys:
+        raise Untrusted(
+            "the document is signed by a key that is not trusted",
+            expected="one of PAYME_OPS__BACKUP__TRUSTED_KEYS",
+            found=str(key)[:44],
+            remedy=remedy,
+        )
+    try:
+        Ed25519PublicKey.from_public_bytes(base64.b64decode(key)).verify(value, canonical(document))
+    except (InvalidSignature, ValueError):
+        raise Untrusted("the signature does not match the document", expected="an unchanged document", remedy=remedy) from None
+    return document

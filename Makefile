@@ -1,0 +1,49 @@
+# `make` alone prints what there is. Everything works as root and as an ordinary user; nothing is installed outside
+# this folder.
+.DEFAULT_GOAL := help
+.PHONY: help setup lock demo tour test test-unit lint types bench clean
+python := .venv/bin/python
+
+# make demo ARGS=--once · make tour STEP=1 · make bench SCALE=full · make setup PYTHON=python3.12
+ARGS ?=
+STEP ?= 1
+SCALE ?= small
+export PYTHON
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target text; do \
+		printf '  make %-10s %s\n' "$$target" "$$text"; done
+
+setup:  ## make .venv from the lock (quick when it is up to date)
+	@scripts/setup
+
+demo: setup  ## PayMe's world and Airflow on this machine; runs the daily backup and shows the proof
+	@$(python) -m sandbox demo $(ARGS)
+
+tour: setup  ## one step of docs/tour.md: make tour STEP=1
+	@$(python) -m sandbox tour $(STEP)
+
+test: setup  ## all tests, under 15 minutes
+	$(python) -m pytest $(ARGS)
+
+test-unit: setup  ## the tests that need no services, in seconds
+	$(python) -m pytest tests/unit $(ARGS)
+
+lint: setup  ## ruff: rules and format
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+
+types: setup  ## mypy, strict
+	$(python) -m mypy
+
+bench: setup  ## against the old script and the limit: make bench SCALE=small|full
+	$(python) -m bench --scale $(SCALE) $(ARGS)
+
+lock:  ## requirements*.in -> requirements*.txt, with hashes, for every platform (needs uv)
+	@command -v uv >/dev/null || { echo 'make lock needs uv: python3 -m pip install uv' >&2; exit 1; }
+	scripts/lock $(ARGS)
+
+clean:  ## remove what demo, tests and benchmarks left; stops nothing that runs
+	@if [ -x $(python) ]; then $(python) -m sandbox clean; fi
+	rm -rf .test .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

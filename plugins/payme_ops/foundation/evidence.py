@@ -104,9 +104,12 @@ def digest(value: Any) -> str:
 def record(conninfo: str, run: str, items: list[Evidence]) -> None:
     """Write evidence to the ops database. Raises DatabaseUnavailable, DatabaseError."""
     rows = [{**asdict(item), "run": run, "measured": Jsonb(item.measured)} for item in items]
-    with connect(conninfo, application="payme_ops:evidence") as connection, speaking("record evidence"):
-        with connection.cursor() as cursor:
-            cursor.executemany(load("ops/insert_evidence.sql"), rows)
+    with (
+        connect(conninfo, application="payme_ops:evidence") as connection,
+        speaking("record evidence"),
+        connection.cursor() as cursor,
+    ):
+        cursor.executemany(load("ops/insert_evidence.sql"), rows)
 
 
 def latest(conninfo: str, run: str, item: str) -> Evidence:

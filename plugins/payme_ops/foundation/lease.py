@@ -6,6 +6,7 @@ ends that session and takes over. The holder learns of it by `Lease.check()`, ca
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -31,18 +32,19 @@ class Holder:
     since: datetime
 
 
-@dataclass(frozen=True)
+@dataclass
 class Lease:
     """A lease we hold. `token` is the fencing token: it grows with every acquisition of this name."""
 
     name: str
     holder: str
     token: int
-    _lost: threading.Event = field(repr=False, default_factory=threading.Event)
+    renewed_at: float = field(repr=False, default_factory=time.monotonic)
+    lost: bool = False
 
     def check(self) -> None:
-        """Raise LeaseLost when somebody took over or the session ended."""
-        if self._lost.is_set():
+        """Raise LeaseLost when somebody took over, the session ended, or renewal has not answered in time."""
+        if self.lost or time.monotonic() - self.renewed_at > TTL_SECONDS:
             raise LeaseLost(
                 f"lease {self.name} was lost by {self.holder}",
                 expected="to hold it until the end",
@@ -74,7 +76,10 @@ def hold(conninfo: str, name: str, holder: str) -> Iterator[Lease]:
 
 def peek(conninfo: str, name: str) -> Holder | None:
     """Who holds the lease now, or None. Takes nothing."""
-    with connect(conninfo, application="payme_ops:lease:peek") as connection, speaking(f"look at lease {name}"):
+    with (
+        connect(conninfo, application="payme_ops:lease:peek") as connection,
+        speaking(f"look at lease {name}"),
+    ):
         row = connection.execute(load("ops/peek_lease.sql"), {"name": name}).fetchone()
     return Holder(name, row[0], row[1]) if row else None
 
@@ -126,10 +131,12 @@ def _renew(connection: psycopg.Connection, lease: Lease, stop: threading.Event) 
     while not stop.wait(_RENEW_SECONDS):
         try:
             renewed = connection.execute(
-                load("ops/renew_lease.sql"), {"name": lease.name, "token": lease.token, "ttl": f"{TTL_SECONDS} seconds"}
+                load("ops/renew_lease.sql"),
+                {"name": lease.name, "token": lease.token, "ttl": f"{TTL_SECONDS} seconds"},
             ).rowcount
         except psycopg.Error:
             renewed = 0
         if renewed != 1:
-            lease._lost.set()
+            lease.lost = True
             return
+        lease.renewed_at = time.monotonic()

@@ -12,18 +12,21 @@ def migrate(conninfo: str) -> list[str]:
     Returns the names applied now. Raises DatabaseUnavailable, DatabaseError.
     """
     applied_now: list[str] = []
-    with connect(conninfo, application="payme_ops:opsdb") as connection, speaking("migrate the ops database"):
-        with connection.transaction():
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", [_MIGRATION_LOCK])
-            connection.execute("CREATE SCHEMA IF NOT EXISTS ops")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS ops.schema_version"
-                " (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
-            )
-            done = {row[0] for row in connection.execute("SELECT name FROM ops.schema_version")}
-            for path in sorted((SQL_DIR / "ops").glob("[0-9]*.sql")):
-                if path.name not in done:
-                    connection.execute(load(f"ops/{path.name}"))
-                    connection.execute("INSERT INTO ops.schema_version (name) VALUES (%s)", [path.name])
-                    applied_now.append(path.name)
+    with (
+        connect(conninfo, application="payme_ops:opsdb") as connection,
+        speaking("migrate the ops database"),
+        connection.transaction(),
+    ):
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [_MIGRATION_LOCK])
+        connection.execute("CREATE SCHEMA IF NOT EXISTS ops")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS ops.schema_version"
+            " (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        done = {row[0] for row in connection.execute("SELECT name FROM ops.schema_version")}
+        for path in sorted((SQL_DIR / "ops").glob("[0-9]*.sql")):
+            if path.name not in done:
+                connection.execute(load(f"ops/{path.name}"))
+                connection.execute("INSERT INTO ops.schema_version (name) VALUES (%s)", [path.name])
+                applied_now.append(path.name)
     return applied_now

@@ -5,6 +5,7 @@ a task. Error texts carry SQLSTATE, table and constraint and never DETAIL or CON
 prints the whole row.
 """
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -13,15 +14,30 @@ from functools import cache
 from pathlib import Path
 
 import psycopg
-from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from payme_ops.foundation.errors import DatabaseError, DatabaseUnavailable, NotFound
+from payme_ops.foundation.errors import DatabaseError, DatabaseUnavailable, DumpFailed, NotFound
 from payme_ops.foundation.scrub import scrub
 
 OLDEST_MAJOR, NEWEST_MAJOR = 14, 18
 # A peer that vanished without a word is noticed within about a minute.
-_KEEPALIVE = {"connect_timeout": "10", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+_KEEPALIVE = {
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+}
+# What libpq's client tools say when the connection, not the statement, failed.
+_CONNECTION_LOST = (
+    "server closed the connection",
+    "terminating connection",
+    "connection to server",
+    "could not receive data",
+    "the database system is",
+    "SSL connection has been closed",
+    "no connection to the server",
+)
+_CLIENT_VARIABLES = ("PATH", "HOME", "LD_LIBRARY_PATH", "PGSERVICEFILE", "PGPASSFILE", "PGSYSCONFDIR")
 # 57P01-57P03: shut down, crash, starting up; 53300: too many connections; class 08: connection.
 _TRANSIENT = re.compile(r"08...|57P0[1-5]|53300")
 
@@ -50,7 +66,10 @@ def _translate(what: str, error: psycopg.Error) -> DatabaseError | DatabaseUnava
         )
     place = [f"{name} {value}" for name, value in _place(error)]
     return DatabaseError(
-        what, sqlstate=state, expected="the statement to succeed", found=", ".join([f"SQLSTATE {state} {message}", *place])
+        what,
+        sqlstate=state,
+        expected="the statement to succeed",
+        found=", ".join([f"SQLSTATE {state} {message}", *place]),
     )
 
 
@@ -72,7 +91,6 @@ def connect(conninfo: str, *, application: str) -> Iterator[psycopg.Connection]:
             make_conninfo(conninfo, application_name=application, **_KEEPALIVE), autocommit=True
         )
     try:
-        connection.pgconn.set_error_verbosity(pq.Verbosity.TERSE)
         with suppress(psycopg.errors.UndefinedObject, psycopg.errors.InvalidParameterValue):
             connection.execute("SET client_connection_check_interval = '2s'")
         yield connection
@@ -92,7 +110,15 @@ def client_invocation(conninfo: str, *, application: str) -> tuple[str, dict[str
     """
     parts = conninfo_to_dict(make_conninfo(conninfo, application_name=application, **_KEEPALIVE))
     password = parts.pop("password", None)
-    return make_conninfo(**parts), {} if password is None else {"PGPASSWORD": str(password)}
+    return make_conninfo(**{k: str(v) for k, v in parts.items()}), {} if password is None else {
+        "PGPASSWORD": str(password)
+    }
+
+
+def client_environment(secrets: dict[str, str]) -> dict[str, str]:
+    """What a client tool needs of our environment, and nothing else of it: no key and no other password."""
+    kept = {name: os.environ[name] for name in _CLIENT_VARIABLES if name in os.environ}
+    return {**kept, "LC_ALL": "C", **secrets}
 
 
 def with_database(conninfo: str, dbname: str) -> str:
@@ -133,4 +159,24 @@ def client_tool(name: str, major: int, client_dirs: list[str]) -> Path:
         expected=f"{name} of major version {major} in one of {', '.join(client_dirs)}",
         found=", ".join(seen) or "none",
         remedy=f"install the PostgreSQL {major} client tools or add their folder to PAYME_OPS__POSTGRES__CLIENT_DIRS",
+    )
+
+
+def tool_failure(tool: str, code: int, stderr: str) -> DatabaseUnavailable | DumpFailed:
+    """The error for a client tool that ended with `code`; lost connections are worth another try."""
+    lines = [scrub(line.strip()) for line in stderr.splitlines() if line.strip()]
+    said = " / ".join(lines[:3])[:400] or "nothing"
+    if any(sign in stderr for sign in _CONNECTION_LOST):
+        return DatabaseUnavailable(
+            f"{tool} lost its connection",
+            expected="a connection that lasts",
+            found=said,
+            remedy="look whether the server restarted or the network was cut",
+        )
+    ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return DumpFailed(
+        f"{tool} failed",
+        expected="exit code 0",
+        found=f"{ended}, saying: {said}",
+        remedy="read what it says; `python -m payme_ops doctor` names missing rights",
     )

@@ -58,7 +58,10 @@ class BackupSettings(_CommaLists):
         description="Name of the database to back up; it is part of every object key.",
     )
     bucket: str = Field(min_length=3, max_length=63, description="Bucket for daily backups (versioned, Object Lock).")
-    region: str = Field(pattern=r"^[a-z]{2}(-[a-z]+)+-\d$", description="Region the bucket must be in, for example af-south-1.")
+    region: str = Field(
+        pattern=r"^[a-z]{2}(-[a-z]+)+-\d$",
+        description="Region the bucket must be in, for example af-south-1.",
+    )
     storage_class: str = Field(
         default="STANDARD_IA",
         pattern=r"^(STANDARD|STANDARD_IA|ONEZONE_IA|INTELLIGENT_TIERING)$",
@@ -76,14 +79,16 @@ class BackupSettings(_CommaLists):
         description="age X25519 recipient whose identity only restore workers can read.",
     )
     signing_key_file: Path | None = Field(
-        default=None, description="Ed25519 private key (PEM, PKCS8) that signs manifests; backup workers only."
+        default=None,
+        description="Ed25519 private key (PEM, PKCS8) that signs manifests; backup workers only.",
     )
     trusted_keys: list[str] = Field(
         min_length=1,
         description="Base64 raw Ed25519 public keys whose manifests count, comma separated; keep retired ones.",
     )
     identity_file: Path | None = Field(
-        default=None, description="age identity (drill or recovery) for verify and restore; restore workers only."
+        default=None,
+        description="age identity (drill or recovery) for verify and restore; restore workers only.",
     )
 
 

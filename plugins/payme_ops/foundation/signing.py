@@ -31,10 +31,15 @@ def load_private_key(path: Path | None) -> Ed25519PrivateKey:
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except (ValueError, TypeError):
-        raise SettingsError(f"{path.name} is not a signing key", expected="an unencrypted PEM key", remedy=remedy) from None
+        raise SettingsError(
+            f"{path.name} is not a signing key", expected="an unencrypted PEM key", remedy=remedy
+        ) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise SettingsError(
-            f"{path.name} is not a signing key", expected="an Ed25519 key", found=type(key).__name__, remedy=remedy
+            f"{path.name} is not a signing key",
+            expected="an Ed25519 key",
+            found=type(key).__name__,
+            remedy=remedy,
         )
     return key
 
@@ -47,7 +52,10 @@ def public_key(key: Ed25519PrivateKey) -> str:
 def sign(document: dict[str, Any], key: Ed25519PrivateKey) -> dict[str, Any]:
     """The document with its signature."""
     value = base64.b64encode(key.sign(canonical(document))).decode()
-    return {"document": document, "signature": {"algorithm": _ALGORITHM, "key": public_key(key), "value": value}}
+    return {
+        "document": document,
+        "signature": {"algorithm": _ALGORITHM, "key": public_key(key), "value": value},
+    }
 
 
 def verify(signed: Any, trusted_keys: list[str]) -> dict[str, Any]:
@@ -70,5 +78,7 @@ def verify(signed: Any, trusted_keys: list[str]) -> dict[str, Any]:
     try:
         Ed25519PublicKey.from_public_bytes(base64.b64decode(key)).verify(value, canonical(document))
     except (InvalidSignature, ValueError):
-        raise Untrusted("the signature does not match the document", expected="an unchanged document", remedy=remedy) from None
+        raise Untrusted(
+            "the signature does not match the document", expected="an unchanged document", remedy=remedy
+        ) from None
     return document

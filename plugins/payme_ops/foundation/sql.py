@@ -11,4 +11,4 @@ SQL_DIR = Path(__file__).resolve().parents[3] / "include" / "sql"
 @cache
 def load(name: str) -> sql.SQL:
     """The text of `include/sql/<name>`, placeholders in psycopg's style."""
-    return sql.SQL((SQL_DIR / name).read_text(encoding="utf-8"))  # type: ignore[arg-type]  # a file of this repository
+    return sql.SQL((SQL_DIR / name).read_text(encoding="utf-8"))

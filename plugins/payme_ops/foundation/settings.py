@@ -8,10 +8,10 @@ import os
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from payme_ops.foundation.errors import SettingsError
 
@@ -36,20 +36,11 @@ class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class _CommaLists(_Group):
-    """Lists are comma separated: a shell user need not write JSON."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lists(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for name, field in cls.model_fields.items():
-                if name in values and "list" in str(field.annotation):
-                    values[name] = _split(values[name])
-        return values
+# Lists are comma separated: a shell user need not write JSON.
+CommaList = Annotated[list[str], NoDecode, BeforeValidator(_split)]
 
 
-class BackupSettings(_CommaLists):
+class BackupSettings(_Group):
     """What is backed up, where it goes, and the keys' public halves and places."""
 
     database: str = Field(
@@ -82,7 +73,7 @@ class BackupSettings(_CommaLists):
         default=None,
         description="Ed25519 private key (PEM, PKCS8) that signs manifests; backup workers only.",
     )
-    trusted_keys: list[str] = Field(
+    trusted_keys: CommaList = Field(
         min_length=1,
         description="Base64 raw Ed25519 public keys whose manifests count, comma separated; keep retired ones.",
     )
@@ -92,10 +83,10 @@ class BackupSettings(_CommaLists):
     )
 
 
-class PostgresSettings(_CommaLists):
+class PostgresSettings(_Group):
     """Client tools."""
 
-    client_dirs: list[str] = Field(
+    client_dirs: CommaList = Field(
         default=["/usr/lib/postgresql/{major}/bin"],
         min_length=1,
         description="Folders with pg_dump and pg_restore, comma separated; {major} stands for the server's version.",

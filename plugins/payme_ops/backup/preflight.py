@@ -1,0 +1,270 @@
+"""Preflight: everything that would make a backup fail or be worthless is found before anything is touched.
+
+Each check is one function that answers a Finding; the first task of backup_daily and `doctor` run the same list.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import psycopg
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from psycopg.rows import dict_row
+
+from payme_ops.backup import catalogue
+from payme_ops.backup.manifest import Tier
+from payme_ops.backup.run import Desk
+from payme_ops.backup.seal import parse_recipient
+from payme_ops.foundation import lease
+from payme_ops.foundation.clock import show, utc_now
+from payme_ops.foundation.errors import AlreadyExists, NotFound, PreflightFailed
+from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, failed, passed, run_check
+from payme_ops.foundation.objectstore import speaking as speaking_store
+from payme_ops.foundation.postgres import (
+    NEWEST_MAJOR,
+    OLDEST_MAJOR,
+    client_tool,
+    connect,
+    server_major,
+    speaking,
+    tool_version,
+)
+from payme_ops.foundation.signing import load_private_key, public_key
+from payme_ops.foundation.sql import load
+
+CLOCK_SKEW_SECONDS = 60
+REPLICA_LAG_SECONDS = 300
+PROBE_KEY = "payme-ops/probe/written-once"
+
+
+def checks(desk: Desk, *, for_run: bool) -> list[Check]:
+    """All checks, in the order a person would look: server, rights, tools, bucket, keys, desk.
+
+    With `for_run` a held lease fails (this run could not start); doctor only reports it.
+    """
+    database = f"connection payme_db_read, database {desk.settings.backup.database}"
+    bucket = f"bucket {desk.bucket.name}"
+    table: list[tuple[str, str, str, Callable[[Desk], Finding]]] = [
+        ("database", f"PostgreSQL {OLDEST_MAJOR} to {NEWEST_MAJOR} answers", database, _database),
+        ("client_tools", "pg_dump, pg_dumpall, pg_restore of the server's major version", database, _client_tools),
+        ("replica", f"primary, or replay at most {REPLICA_LAG_SECONDS} s behind with feedback on", database, _replica),
+        ("readable", "every table and sequence", database, _readable),
+        ("read_only", "no power to write", database, _read_only),
+        ("bucket", "reachable, in the region of the settings", bucket, _bucket),
+        ("bucket_encryption", "default encryption on", bucket, _encryption),
+        ("bucket_versioning", "versioning on", bucket, _versioning),
+        ("written_once", "a second write of a key is refused", bucket, _written_once),
+        ("clock", f"at most {CLOCK_SKEW_SECONDS} s from the store's clock", bucket, _clock),
+        ("recipients", "two recipients that parse, as in the last manifest", "settings", _recipients),
+        ("signing_key", "readable and among the trusted keys", "settings", _signing_key),
+        ("ops_database", "answers and has its schema", "connection payme_ops_db", _ops_database),
+        ("lease", "free", f"lease {desk.lease_name}", _lease_free if for_run else _lease_report),
+    ]
+    return [Check(item, threshold, source, _bind(measure, desk)) for item, threshold, source, measure in table]
+
+
+def examine(desk: Desk, *, actor: str, for_run: bool, bypass: frozenset[str] = frozenset()) -> list[Evidence]:
+    """Run all checks; never raises for what they find. A failing item in `bypass` is recorded as bypassed."""
+    found = [run_check(check, actor=actor) for check in checks(desk, for_run=for_run)]
+    return [
+        replace(item, verdict=Verdict.BYPASSED) if item.item in bypass and item.verdict is Verdict.FAIL else item
+        for item in found
+    ]
+
+
+def require_passed(found: list[Evidence]) -> None:
+    """Raises PreflightFailed naming every item that did not pass, with its remedy."""
+    bad = [item for item in found if item.verdict not in (Verdict.PASS, Verdict.BYPASSED)]
+    if bad:
+        lines = [f"\n  - {item.item} ({item.verdict}): {plain(item.measured)}. {item.remedy}" for item in bad]
+        raise PreflightFailed(
+            f"preflight: {len(bad)} of {len(found)} checks did not pass; nothing was touched" + "".join(lines),
+            remedy="mend what is named, then run again; `python -m payme_ops doctor` runs the same checks",
+        )
+
+
+def _bind(measure: Callable[[Desk], Finding], desk: Desk) -> Callable[[], Finding]:
+    return lambda: measure(desk)
+
+
+def plain(measured: object) -> str:
+    """Measured data in one line, for people."""
+    if isinstance(measured, dict):
+        return ", ".join(f"{name} {plain(value)}" for name, value in measured.items())
+    if isinstance(measured, list):
+        return "; ".join(plain(value) for value in measured)
+    return str(measured)
+
+
+@contextmanager
+def _source(desk: Desk) -> Iterator[psycopg.Connection]:
+    with connect(desk.database, application="payme_ops:preflight") as connection, speaking("examine the database"):
+        yield connection
+
+
+def _database(desk: Desk) -> Finding:
+    with _source(desk) as connection:
+        major = server_major(connection)
+        name = connection.info.dbname
+    if not OLDEST_MAJOR <= major <= NEWEST_MAJOR:
+        return failed(
+            {"major": major}, f"this release dumps PostgreSQL {OLDEST_MAJOR} to {NEWEST_MAJOR}; upgrade one of them"
+        )
+    if name != desk.settings.backup.database:
+        return failed(
+            {"connected_to": name, "settings_say": desk.settings.backup.database},
+            "make PAYME_OPS__BACKUP__DATABASE and the connection payme_db_read name the same database",
+        )
+    return passed({"major": major, "database": name})
+
+
+def _client_tools(desk: Desk) -> Finding:
+    with _source(desk) as connection:
+        major = server_major(connection)
+    try:
+        tools = [
+            client_tool(n, major, desk.settings.postgres.client_dirs) for n in ("pg_dump", "pg_dumpall", "pg_restore")
+        ]
+    except NotFound as error:
+        return failed({"missing": error.what, "found": error.found}, error.remedy)
+    return passed({tool.name: ".".join(map(str, tool_version(tool))) for tool in tools})
+
+
+def _replica(desk: Desk) -> Finding:
+    with _source(desk) as connection, connection.cursor(row_factory=dict_row) as cursor:
+        state = cursor.execute(load("backup/replica_state.sql")).fetchone() or {}
+    if not state["in_recovery"]:
+        return passed({"role": "primary"})
+    age = round(state["replay_age_seconds"] or 0)
+    measured = {"role": "standby", "replay_age_seconds": age, "hot_standby_feedback": state["feedback"]}
+    if not state["feedback"]:
+        return failed(measured, "set hot_standby_feedback = on, or the primary's vacuum cancels the dump")
+    if age > REPLICA_LAG_SECONDS and not state["caught_up"]:
+        return failed(measured, "wait for the standby to catch up, or point payme_db_read at another server")
+    return passed(measured)
+
+
+def _readable(desk: Desk) -> Finding:
+    with _source(desk) as connection:
+        rows = connection.execute(load("backup/unreadable_relations.sql")).fetchall()
+    if rows:
+        return failed(
+            {"unreadable": [f"{name}: {why}" for name, why in rows[:10]], "count": len(rows)},
+            "grant what include/sql/grants/backup_role.sql grants: pg_read_all_data and BYPASSRLS",
+        )
+    return passed({"unreadable": 0})
+
+
+def _read_only(desk: Desk) -> Finding:
+    with _source(desk) as connection:
+        powers = [row[0] for row in connection.execute(load("backup/writable_by_role.sql"))]
+    if powers:
+        return failed({"can": powers}, "revoke it, or use a role made by include/sql/grants/backup_role.sql")
+    return passed({"can": "read only"})
+
+
+def _bucket(desk: Desk) -> Finding:
+    with speaking_store(f"reach bucket {desk.bucket.name}"):
+        try:
+            answer = desk.bucket.client.head_bucket(Bucket=desk.bucket.name)
+        except desk.bucket.client.exceptions.ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return failed(
+                    {"bucket": "missing"}, "create it (docs/first-run.md) or correct PAYME_OPS__BACKUP__BUCKET"
+                )
+            raise
+        location = desk.bucket.client.get_bucket_location(Bucket=desk.bucket.name).get("LocationConstraint")
+    region = answer.get("BucketRegion") or location or "us-east-1"
+    if region != desk.settings.backup.region:
+        return failed(
+            {"region": region, "settings_say": desk.settings.backup.region},
+            "use a bucket in that region, or correct PAYME_OPS__BACKUP__REGION",
+        )
+    return passed({"region": region})
+
+
+def _encryption(desk: Desk) -> Finding:
+    try:
+        with speaking_store(f"read the encryption of bucket {desk.bucket.name}"):
+            rules = desk.bucket.client.get_bucket_encryption(Bucket=desk.bucket.name)
+    except NotFound:
+        return failed({"default_encryption": "none"}, "turn on default encryption of the bucket (docs/first-run.md)")
+    first = rules["ServerSideEncryptionConfiguration"]["Rules"][0]["ApplyServerSideEncryptionByDefault"]
+    return passed({"default_encryption": first["SSEAlgorithm"]})
+
+
+def _versioning(desk: Desk) -> Finding:
+    with speaking_store(f"read the versioning of bucket {desk.bucket.name}"):
+        status = desk.bucket.client.get_bucket_versioning(Bucket=desk.bucket.name).get("Status", "off")
+    if status != "Enabled":
+        return failed({"versioning": status}, "turn on versioning: deleted backups can then be brought back")
+    return passed({"versioning": status})
+
+
+def _written_once(desk: Desk) -> Finding:
+    """Some stores overwrite where they should answer 412; a manifest there could be replaced unseen."""
+    for _ in range(2):
+        try:
+            desk.bucket.put_if_absent(PROBE_KEY, b"payme-ops writes this object once\n", **desk.placement.encryption())
+        except AlreadyExists:
+            return passed({"second_write": "refused with 412"})
+    return failed({"second_write": "accepted"}, "this store ignores If-None-Match; use one that honours it")
+
+
+def _clock(desk: Desk) -> Finding:
+    skew = round(abs((utc_now() - desk.bucket.server_time()).total_seconds()))
+    if skew > CLOCK_SKEW_SECONDS:
+        return failed({"seconds": skew}, "set this machine's clock (NTP); signatures and retention depend on it")
+    return passed({"seconds": skew})
+
+
+def _recipients(desk: Desk) -> Finding:
+    for name, text in desk.recipients.items():
+        parse_recipient(name, text)
+    if len(set(desk.recipients.values())) < 2:
+        return failed(
+            {"recipients": "both the same"}, "recovery and drill are two keys with two holders (docs/keys.md)"
+        )
+    backup = desk.settings.backup
+    last = catalogue.newest(desk.bucket, backup.database, Tier.DAILY, backup.trusted_keys)
+    changed = [n for n, text in desk.recipients.items() if last and last.sealing.recipients.get(n) != text]
+    if last and changed:
+        return failed(
+            {"changed": changed, "since": show(last.snapshot_at)},
+            "if this is a planned rotation, take one backup by `backup run --accept-recipients` (docs/keys.md);"
+            " if not, somebody changed where backups can be opened",
+        )
+    return passed({name: text[:12] for name, text in desk.recipients.items()})
+
+
+def _signing_key(desk: Desk) -> Finding:
+    key: Ed25519PrivateKey = load_private_key(desk.settings.backup.signing_key_file)
+    public = public_key(key)
+    if public not in desk.settings.backup.trusted_keys:
+        return failed(
+            {"public_key": public, "trusted": "no"},
+            "add it to PAYME_OPS__BACKUP__TRUSTED_KEYS, or this backup would count for nothing",
+        )
+    return passed({"public_key": public})
+
+
+def _ops_database(desk: Desk) -> Finding:
+    with connect(desk.ops, application="payme_ops:preflight") as connection, speaking("examine the ops database"):
+        row = connection.execute("SELECT to_regclass('ops.leases') IS NOT NULL").fetchone()
+    if not row or not row[0]:
+        return failed({"schema": "missing"}, "run `python -m payme_ops ops-db migrate`")
+    return passed({"schema": "present"})
+
+
+def _lease_free(desk: Desk) -> Finding:
+    holder = lease.peek(desk.ops, desk.lease_name)
+    if holder:
+        return failed(
+            {"held_by": holder.holder, "since": show(holder.since)}, "wait for that run to end; one dump at a time"
+        )
+    return passed({"held_by": "nobody"})
+
+
+def _lease_report(desk: Desk) -> Finding:
+    holder = lease.peek(desk.ops, desk.lease_name)
+    return passed({"held_by": f"{holder.holder} since {show(holder.since)}" if holder else "nobody"})

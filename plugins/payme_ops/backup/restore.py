@@ -1,0 +1,220 @@
+"""Verify and restore: bytes against the manifest, then rows and content against its truth.
+
+A restore creates a new database and never touches an existing one; what fails is dropped again.
+"""
+
+import hashlib
+import subprocess
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psycopg
+import pyrage
+from backports.zstd import ZstdDecompressor
+from psycopg import sql
+
+from payme_ops.backup import truth
+from payme_ops.backup.manifest import Manifest, Server, Truth
+from payme_ops.backup.seal import Writer, parse_identity, unseal
+from payme_ops.backup.store import require_same
+from payme_ops.foundation.errors import AlreadyExists, IntegrityError, NotFound, SettingsError
+from payme_ops.foundation.objectstore import Bucket
+from payme_ops.foundation.postgres import (
+    client_environment,
+    client_invocation,
+    client_tool,
+    connect,
+    server_major,
+    speaking,
+    tool_failure,
+    with_database,
+)
+from payme_ops.foundation.progress import Progress, Report
+
+
+def load_identity(path: Path | None) -> pyrage.x25519.Identity:
+    """The age identity of a restore worker. Raises SettingsError; the key itself is never shown."""
+    if path is None or not path.is_file():
+        raise SettingsError(
+            "no identity to open the backup with",
+            expected="PAYME_OPS__BACKUP__IDENTITY_FILE, or --identity, to name a readable file",
+            found=f"no file {path}" if path else "the variable is not set",
+            remedy="use the drill identity of a restore worker, or the recovery identity from its two keepers",
+        )
+    return parse_identity(path.read_text(encoding="utf-8"))
+
+
+def verify(
+    bucket: Bucket, manifest: Manifest, identity: pyrage.x25519.Identity, client_dirs: list[str], *, report: Report
+) -> None:
+    """Read the archive whole: length and SHA-256, decryption, and every data block by pg_restore, kept nowhere.
+
+    Raises HashMismatch, IntegrityError, DumpFailed. This proves the bytes; a restore test proves the content.
+    """
+    pg_restore = client_tool("pg_restore", manifest.server.major, client_dirs)
+    with _pg_restore([pg_restore, "--file=/dev/null"], {}) as sink:
+        _pour(bucket, manifest, identity, sink, report=report)
+
+
+def restore(
+    bucket: Bucket,
+    manifest: Manifest,
+    identity: pyrage.x25519.Identity,
+    *,
+    conninfo: str,
+    into: str,
+    client_dirs: list[str],
+    report: Report,
+) -> None:
+    """Create database `into` on the server of `conninfo`, restore, and compare with the manifest's truth.
+
+    The bytes stream from the store through decryption into pg_restore; nothing is written to disk here. Raises
+    AlreadyExists when `into` is there, HashMismatch, TruthMismatch, DumpFailed; then `into` is dropped again.
+    """
+    with connect(conninfo, application="payme_ops:restore") as connection:
+        _require_major(connection, manifest)
+        _create(connection, into, manifest.server)
+        try:
+            _fill(bucket, manifest, identity, with_database(conninfo, into), client_dirs, report=report)
+        except BaseException:
+            with speaking(f"drop database {into}"):
+                connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(into)))
+            raise
+
+
+def _fill(
+    bucket: Bucket,
+    manifest: Manifest,
+    identity: pyrage.x25519.Identity,
+    target: str,
+    client_dirs: list[str],
+    *,
+    report: Report,
+) -> None:
+    dbname, secrets = client_invocation(target, application="payme_ops:restore")
+    command: list[str | Path] = [
+        client_tool("pg_restore", manifest.server.major, client_dirs),
+        "--exit-on-error",
+        "--no-password",
+        f"--dbname={dbname}",
+    ]
+    with _pg_restore(command, secrets) as sink:
+        _pour(bucket, manifest, identity, sink, report=report)
+    truth.require_equal(manifest.truth, measure(target, report=report))
+    report(f"truth: {manifest.truth.rows} rows in {len(manifest.truth.relations)} relations equal the manifest")
+
+
+def measure(conninfo: str, *, report: Report) -> Truth:
+    """The truth of a database that nobody writes to. Raises DatabaseUnavailable, DatabaseError."""
+    with connect(conninfo, application="payme_ops:truth") as session, speaking("measure rows and content"):
+        truth.pin_settings(session)
+        session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        relations, sequences = truth.list_relations(session), truth.list_sequences(session)
+        return truth.measure(session, relations, sequences, skip_unlogged=False, report=report)
+
+
+def _require_major(connection: psycopg.Connection, manifest: Manifest) -> None:
+    if server_major(connection) != manifest.server.major:
+        raise SettingsError(
+            "the target server is of another major version",
+            expected=f"PostgreSQL {manifest.server.major}, as the backup's source",
+            found=f"PostgreSQL {server_major(connection)}",
+            remedy="restore into a server of the source's version, then upgrade that",
+        )
+
+
+def _create(connection: psycopg.Connection, into: str, server: Server) -> None:
+    """The new database with the source's owner, encoding and locale: a restore changes none of them."""
+    options = [sql.SQL("OWNER {}").format(sql.Identifier(server.owner)), sql.SQL("TEMPLATE template0")]
+    values = {"ENCODING": server.encoding, "LC_COLLATE": server.collate, "LC_CTYPE": server.ctype}
+    if server.locale_provider != "c":
+        provider = {"i": "icu", "b": "builtin"}[server.locale_provider]
+        values["LOCALE_PROVIDER"], values[f"{provider.upper()}_LOCALE"] = provider, server.locale
+    options += [sql.SQL("{} {}").format(sql.SQL(name), sql.Literal(value)) for name, value in values.items()]
+    statement = sql.SQL("CREATE DATABASE {} {}").format(sql.Identifier(into), sql.SQL(" ").join(options))
+    try:
+        connection.execute(statement)
+    except psycopg.errors.DuplicateDatabase:
+        raise AlreadyExists(
+            f"database {into} exists",
+            expected="a name that is free",
+            found="a database that is never overwritten",
+            remedy="choose another name, or drop that database yourself",
+        ) from None
+    except psycopg.errors.UndefinedObject:
+        raise NotFound(
+            f"the server has no role {server.owner}",
+            expected="the roles of the source, which own what is restored",
+            found="another server's roles",
+            remedy="restore the roles first: globals.sql.age of this backup (docs/restore-by-hand.md)",
+        ) from None
+    except psycopg.Error:
+        with speaking(f"create database {into}"):
+            raise
+
+
+@contextmanager
+def _pg_restore(command: list[str | Path], secrets: dict[str, str]) -> Iterator[Writer]:
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=client_environment(secrets),
+    )
+    said = ""
+    try:
+        if process.stdin is None:
+            raise SettingsError("pg_restore has no input")
+        with suppress(BrokenPipeError):  # pg_restore ended first; its own words follow
+            yield process.stdin
+        _, raw = process.communicate()
+        said = raw.decode(errors="replace")
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    if process.returncode != 0:
+        raise tool_failure("pg_restore", process.returncode, said)
+
+
+def _pour(
+    bucket: Bucket, manifest: Manifest, identity: pyrage.x25519.Identity, sink: Writer, *, report: Report
+) -> None:
+    """The opened archive into `sink`; length and SHA-256 of the sealed bytes are compared on the way."""
+    sha256, count = hashlib.sha256(), 0
+    progress = Progress("restore", total=manifest.archive.size_bytes, report=report)
+
+    def checked() -> Iterator[bytes]:
+        nonlocal count
+        for chunk in bucket.stream(manifest.archive.key):
+            sha256.update(chunk)
+            count += len(chunk)
+            progress.add(len(chunk))
+            yield chunk
+        require_same(manifest.archive, count, sha256.hexdigest())
+
+    chunks = checked()
+    try:
+        unseal(chunks, _Decompressing(sink) if manifest.dump.compression_place == "outside" else sink, identity)
+        deque(chunks, maxlen=0)
+    except IntegrityError:
+        # Decryption stops at the first bad byte. Read on: a damaged object is named as that, not as a wrong key.
+        deque(chunks, maxlen=0)
+        raise
+    progress.finish()
+
+
+class _Decompressing:
+    """Undoes the zstd that a dump before PostgreSQL 16 got outside pg_dump."""
+
+    def __init__(self, target: Writer) -> None:
+        self._target = target
+        self._decompressor = ZstdDecompressor()
+
+    def write(self, data: bytes) -> int:
+        """Pass on what `data` decompresses to."""
+        self._target.write(self._decompressor.decompress(data))
+        return len(data)

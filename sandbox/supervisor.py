@@ -81,8 +81,9 @@ class Supervisor:
 
     def __enter__(self) -> Self:
         logs = self._state / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        self._lock = _take_lock(self._state / "supervisor.lock", self._say)
+        self._state.mkdir(parents=True, exist_ok=True)
+        logs.mkdir(mode=0o700, exist_ok=True)
+        self._lock = take_lock(self._state, self._say)
         with (logs / "guard.log").open("wb") as log:
             self._guard = subprocess.Popen(
                 [sys.executable, "-m", "sandbox.supervisor", self._run],
@@ -143,11 +144,12 @@ class Supervisor:
 
         Raises SandboxError when a component dies meanwhile, or the time (in seconds) is over.
         """
-        deadline = time.monotonic() + within_seconds
+        begun = time.monotonic()
         said = None
         while (found := missing()) is not None:
             self.check(except_for)
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - begun
+            if waited > within_seconds:
                 raise SandboxError(
                     f"{what} is not ready after {within_seconds:.0f} s",
                     found=found,
@@ -156,7 +158,7 @@ class Supervisor:
             if found != said:
                 self._say(f"waiting for {what}: {found}")
                 said = found
-            time.sleep(_POLL_SECONDS)
+            time.sleep(min(1.0, _POLL_SECONDS + waited / 20))  # looking costs the one who is waited for
         self.check(except_for)  # a stranger on the same port can answer for one that died
 
     def check(self, except_for: _Child | None = None) -> None:
@@ -275,9 +277,9 @@ def _signals_as(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
             signal.signal(number, previous)
 
 
-def _take_lock(path: Path, say: Callable[[str], None]) -> IO[str]:
+def take_lock(state: Path, say: Callable[[str], None] = lambda _: None) -> IO[str]:
     """The folder's lock, held as long as any component lives. Raises SandboxError when another has it."""
-    lock = path.open("a+")
+    lock = (state / "supervisor.lock").open("a+")
     deadline = time.monotonic() + 3 * GRACE_SECONDS
     said = False
     while True:
@@ -291,7 +293,7 @@ def _take_lock(path: Path, say: Callable[[str], None]) -> IO[str]:
             if not stopping or time.monotonic() > deadline:
                 lock.close()
                 raise SandboxError(
-                    f"the sandbox in {_shown(path.parent)} is in use by process {holder}",
+                    f"the sandbox in {_shown(state)} is in use by process {holder}",
                     remedy=f"stop it (kill {holder}), or use the one that runs",
                 ) from None
             if not said:

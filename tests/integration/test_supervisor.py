@@ -98,7 +98,7 @@ def test_starts_in_order_and_stops_in_reverse(tmp_path: Path, diary: Diary) -> N
 
 
 def test_a_killed_process_is_named_with_the_end_of_its_log(tmp_path: Path, diary: Diary) -> None:
-    with (  # noqa: PT012
+    with (
         pytest.raises(SandboxError, match=r"(?s)second was killed by SIGKILL.*hello from second.*second\.log"),
         Supervisor(tmp_path) as running,
     ):
@@ -118,7 +118,7 @@ def test_not_ready_in_time(tmp_path: Path, diary: Diary) -> None:
         ready=lambda: "a miracle",
         within_seconds=0.5,
     )
-    with (  # noqa: PT012
+    with (
         pytest.raises(SandboxError, match="never is not ready after 0 s; found a miracle"),
         Supervisor(tmp_path) as running,
     ):
@@ -128,7 +128,7 @@ def test_not_ready_in_time(tmp_path: Path, diary: Diary) -> None:
 
 
 def test_a_ready_condition_that_raises_stops_everything(tmp_path: Path, diary: Diary) -> None:
-    with pytest.raises(ZeroDivisionError), Supervisor(tmp_path) as running:  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), Supervisor(tmp_path) as running:
         running.start(diary.worker("first"))
         running.until(lambda: str(1 / 0), "division", 1)
     assert not any(map(alive, diary.pids()))
@@ -177,7 +177,7 @@ def test_a_second_supervisor_is_refused_and_told_who_runs(tmp_path: Path) -> Non
 
 
 def test_a_killed_guard_is_noticed(tmp_path: Path, diary: Diary) -> None:
-    with pytest.raises(SandboxError, match="guard"), Supervisor(tmp_path) as running:  # noqa: PT012
+    with pytest.raises(SandboxError, match="guard"), Supervisor(tmp_path) as running:
         running.start(diary.worker("first"))
         assert running._guard is not None
         running._guard.kill()

@@ -25,7 +25,14 @@ from payme_ops.backup.manifest import Manifest, Tier
 from payme_ops.backup.run import Desk, Superseded
 from payme_ops.foundation import evidence, opsdb, settings
 from payme_ops.foundation.clock import show, utc_now
-from payme_ops.foundation.errors import IntegrityError, LeaseHeld, PaymeOpsError, PreflightFailed, Unavailable
+from payme_ops.foundation.errors import (
+    IntegrityError,
+    LeaseHeld,
+    PaymeOpsError,
+    PreflightFailed,
+    PreflightInconclusive,
+    Unavailable,
+)
 from payme_ops.foundation.evidence import Evidence, Verdict
 from payme_ops.foundation.objectstore import Bucket, profile_client
 from payme_ops.foundation.progress import size
@@ -41,6 +48,7 @@ _out = Console()
 _err = Console(stderr=True, highlight=False)
 _EXIT: list[tuple[type[PaymeOpsError], int]] = [
     (PreflightFailed, 3),
+    (PreflightInconclusive, 3),
     (IntegrityError, 4),
     (LeaseHeld, 5),
     (Unavailable, 6),
@@ -95,11 +103,6 @@ def backup_run(
     desk, name, queued_at = _desk(), _run_name(), utc_now()
     bypass = frozenset({"recipients"}) if accept_recipients else frozenset()
     found = preflight.examine(desk, actor=name, for_run=True, bypass=bypass)
-    held = [item for item in found if item.item == "lease" and item.verdict is Verdict.FAIL]
-    if held:
-        raise LeaseHeld(
-            f"lease {desk.lease_name} is held", found=preflight.plain(held[0].measured), remedy=held[0].remedy
-        )
     preflight.require_passed(found)
     evidence.record(desk.ops, name, found)
     try:

@@ -17,7 +17,13 @@ from payme_ops.backup.run import Desk
 from payme_ops.backup.seal import parse_recipient
 from payme_ops.foundation import lease
 from payme_ops.foundation.clock import show, utc_now
-from payme_ops.foundation.errors import AlreadyExists, NotFound, PreflightFailed
+from payme_ops.foundation.errors import (
+    AlreadyExists,
+    LeaseHeld,
+    NotFound,
+    PreflightFailed,
+    PreflightInconclusive,
+)
 from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, failed, passed, run_check
 from payme_ops.foundation.objectstore import speaking as speaking_store
 from payme_ops.foundation.postgres import (
@@ -73,14 +79,22 @@ def examine(desk: Desk, *, actor: str, for_run: bool, bypass: frozenset[str] = f
 
 
 def require_passed(found: list[Evidence]) -> None:
-    """Raises PreflightFailed naming every item that did not pass, with its remedy."""
+    """Raises PreflightFailed naming every item that did not pass, with its remedy.
+
+    When nothing is wrong but a held lease it raises LeaseHeld, and when nothing failed but something could not be
+    measured PreflightInconclusive: both are worth another try.
+    """
     bad = [item for item in found if item.verdict not in (Verdict.PASS, Verdict.BYPASSED)]
-    if bad:
-        lines = [f"\n  - {item.item} ({item.verdict}): {plain(item.measured)}. {item.remedy}" for item in bad]
-        raise PreflightFailed(
-            f"preflight: {len(bad)} of {len(found)} checks did not pass; nothing was touched" + "".join(lines),
-            remedy="mend what is named, then run again; `python -m payme_ops doctor` runs the same checks",
-        )
+    if not bad:
+        return
+    lines = "".join(f"\n  - {item.item} ({item.verdict}): {plain(item.measured)}. {item.remedy}" for item in bad)
+    what = f"preflight: {len(bad)} of {len(found)} checks did not pass; nothing was touched{lines}\n"
+    remedy = "mend what is named, then run again; `python -m payme_ops doctor` runs the same checks"
+    if [item.item for item in bad] == ["lease"] and bad[0].verdict is Verdict.FAIL:
+        raise LeaseHeld("another backup is at work", found=plain(bad[0].measured), remedy=bad[0].remedy)
+    if all(item.verdict is Verdict.INCONCLUSIVE for item in bad):
+        raise PreflightInconclusive(what, remedy=remedy)
+    raise PreflightFailed(what, remedy=remedy)
 
 
 def _bind(measure: Callable[[Desk], Finding], desk: Desk) -> Callable[[], Finding]:

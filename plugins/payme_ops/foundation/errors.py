@@ -2,10 +2,11 @@
 
 PaymeOpsError
 ├── SettingsError              a variable is missing or malformed; nothing was touched
-├── PreflightFailed            a check said fail or inconclusive; carries the evidence
+├── PreflightFailed            at least one check said fail
 ├── Unavailable                worth another try as it is
 │   ├── DatabaseUnavailable    connection refused, lost or shut down
 │   ├── StoreUnavailable       S3 answered 5xx, throttled, or not at all
+│   ├── PreflightInconclusive  a check could not be measured; none failed
 │   └── SteppedAside           the dump gave way to somebody's lock three times
 ├── LeaseHeld                  another run holds the lease; says which, since when
 ├── LeaseLost                  our lease went away while we worked
@@ -54,7 +55,7 @@ class SettingsError(PaymeOpsError):
 
 
 class PreflightFailed(PaymeOpsError):
-    """At least one check did not pass."""
+    """At least one check said fail."""
 
 
 class Unavailable(PaymeOpsError):
@@ -67,6 +68,10 @@ class DatabaseUnavailable(Unavailable):
 
 class StoreUnavailable(Unavailable):
     """The object store answered 5xx or not at all."""
+
+
+class PreflightInconclusive(Unavailable):
+    """No check failed, but some could not be measured."""
 
 
 class SteppedAside(Unavailable):

@@ -11,7 +11,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from payme_ops.foundation.clock import utc_now
-from payme_ops.foundation.errors import NotFound, PaymeOpsError
+from payme_ops.foundation.errors import NotFound, PaymeOpsError, Unavailable
 from payme_ops.foundation.postgres import connect, speaking
 from payme_ops.foundation.sql import load
 
@@ -71,12 +71,13 @@ class Check:
 
 
 def run_check(check: Check, *, actor: str) -> Evidence:
-    """Measure. An error while measuring is inconclusive and says why; it never passes."""
+    """Measure. A service that cannot be reached is inconclusive, any other error of ours a fail; neither passes."""
     started = utc_now()
     try:
         finding = check.measure()
     except PaymeOpsError as error:
-        finding = Finding(Verdict.INCONCLUSIVE, {"error": error.what, "found": error.found}, error.remedy or str(error))
+        verdict = Verdict.INCONCLUSIVE if isinstance(error, Unavailable) else Verdict.FAIL
+        finding = Finding(verdict, {"error": error.what, "found": error.found}, error.remedy)
     return Evidence(
         item=check.item,
         verdict=finding.verdict,

@@ -1,0 +1,46 @@
+"""The daily backup at 02:00 EAT. What it does and what to do when it pages: docs/runbooks/backup_daily.md."""
+
+from datetime import timedelta
+
+from airflow.sdk import Asset, CronTriggerTimetable, Param, dag, task
+
+from payme_ops.orchestration.defaults import Area, Risk, dag_options
+
+PAYME_BACKUP = Asset(name="payme_backup", uri="payme-ops://backup")
+
+
+@dag(
+    schedule=CronTriggerTimetable("0 2 * * *", timezone="Africa/Nairobi"),
+    params={"reason": Param(None, type=["null", "string"], maxLength=200, title="Reason", description="Why by hand?")},
+    **dag_options("backup_daily", area=Area.BACKUP, risk=Risk.READS),
+)
+def backup_daily():
+    @task
+    def preflight():
+        from payme_ops.orchestration import backup
+
+        backup.preflight()
+
+    @task(execution_timeout=timedelta(hours=6))
+    def dump_and_store():
+        from payme_ops.backup.manifest import Tier
+        from payme_ops.orchestration import backup
+
+        return backup.dump_and_store(Tier.DAILY)
+
+    @task(execution_timeout=timedelta(hours=2))
+    def read_back():
+        from payme_ops.orchestration import backup
+
+        return backup.read_back()
+
+    @task(outlets=[PAYME_BACKUP])
+    def commit():
+        from payme_ops.orchestration import backup
+
+        return backup.commit(PAYME_BACKUP)
+
+    preflight() >> dump_and_store() >> read_back() >> commit()
+
+
+backup_daily()

@@ -1,0 +1,65 @@
+"""The stages of a backup as task bodies: context in, asset event and skip out; the work is in payme_ops.backup."""
+
+import logging
+from typing import Any
+
+from airflow.sdk import Asset, Context, get_current_context
+from airflow.sdk.exceptions import AirflowSkipException
+
+from payme_ops.backup import preflight as checks
+from payme_ops.backup import run
+from payme_ops.backup.manifest import Tier
+from payme_ops.foundation import evidence
+from payme_ops.foundation.clock import show
+from payme_ops.orchestration.connections import desk
+
+_log = logging.getLogger("payme_ops.backup")
+
+
+def preflight() -> None:
+    """Run every check and record the evidence; raises PreflightFailed naming what did not pass."""
+    context = get_current_context()
+    reason = context["params"].get("reason")
+    if reason:
+        _log.info("reason given: %s", reason)
+    found_desk = desk()
+    found = checks.examine(found_desk, actor=_run(context), for_run=True)
+    for item in found:
+        _log.info("%-12s %-18s %s", item.verdict.upper(), item.item, checks.plain(item.measured))
+    checks.require_passed(found)
+    evidence.record(found_desk.ops, _run(context), found)
+
+
+def dump_and_store(tier: Tier) -> dict[str, Any]:
+    """Dump, seal and upload; skips when a complete backup is newer than the request."""
+    context = get_current_context()
+    try:
+        draft = run.dump_and_store(desk(), _run(context), tier, context["dag_run"].run_after, report=_log.info)
+    except run.Superseded as reason:
+        raise AirflowSkipException(str(reason)) from None
+    return {
+        "archive": draft.archive.key,
+        "size_bytes": draft.archive.size_bytes,
+        "rows": draft.truth.rows,
+        "snapshot": show(draft.snapshot_at),
+    }
+
+
+def read_back() -> dict[str, Any]:
+    """Read every stored byte again and compare."""
+    checked = run.read_back(desk(), _run(get_current_context()), report=_log.info)
+    return {"archive": checked.archive.key, "sha256": checked.archive.sha256, "equal": True}
+
+
+def commit(asset: Asset) -> str:
+    """Write the signed manifest; the asset event carries its key."""
+    context = get_current_context()
+    done = run.commit(desk(), _run(context))
+    _log.info("backup %s is complete: %s rows, %s bytes", done.key, done.truth.rows, done.archive.size_bytes)
+    context["outlet_events"][asset].extra = {"manifest": done.key, "snapshot_at": done.snapshot_at.isoformat()}
+    return done.key
+
+
+def _run(context: Context) -> str:
+    dag_run = context["dag_run"]
+    return f"{dag_run.dag_id}/{dag_run.run_id}"

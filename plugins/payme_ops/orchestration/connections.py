@@ -1,0 +1,51 @@
+"""From Airflow connections to what the domains take: a libpq conninfo, a bucket, the Desk.
+
+One connection per power (DESIGN.md section 2, promise 4); on a shell the same names are libpq services and AWS
+profiles (payme_ops.cli).
+"""
+
+from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+from airflow.sdk import Connection
+from psycopg.conninfo import make_conninfo
+
+from payme_ops.backup.run import Desk
+from payme_ops.foundation import settings
+from payme_ops.foundation.errors import SettingsError
+from payme_ops.foundation.objectstore import CLIENT_CONFIG, Bucket
+
+# What libpq understands of an Airflow connection's extra field.
+_LIBPQ_EXTRAS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_attrs")
+
+
+def conninfo(conn_id: str) -> str:
+    """The libpq string of a postgres connection. Airflow masks its password in logs; never log the string."""
+    connection = Connection.get(conn_id)
+    if connection.conn_type != "postgres" or not connection.host:
+        raise SettingsError(
+            f"connection {conn_id} cannot be used",
+            expected="type postgres with host, database, login and password",
+            found=f"type {connection.conn_type or 'none'}, host {'set' if connection.host else 'missing'}",
+            remedy="correct it in the secrets backend or the environment (docs/first-run.md)",
+        )
+    extra = {name: value for name, value in connection.extra_dejson.items() if name in _LIBPQ_EXTRAS}
+    return make_conninfo(
+        host=connection.host,
+        port=connection.port,
+        dbname=connection.schema,
+        user=connection.login,
+        password=connection.password,
+        **extra,
+    )
+
+
+def bucket(conn_id: str, name: str) -> Bucket:
+    """A bucket through one identity."""
+    return Bucket(S3Hook(aws_conn_id=conn_id, config=CLIENT_CONFIG).get_conn(), name)
+
+
+def desk() -> Desk:
+    """What the backup stages work with. Raises SettingsError listing every fault at once."""
+    config = settings.load()
+    return Desk(
+        config, conninfo("payme_db_read"), conninfo("payme_ops_db"), bucket("payme_s3_write", config.backup.bucket)
+    )

@@ -1,0 +1,57 @@
+"""What every DAG of the desk shares: alerts, retries, time limits, tags and the runbook as its page."""
+
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
+
+from payme_ops.foundation.errors import LeaseHeld, LeaseLost, PaymeOpsError, Unavailable
+
+RUNBOOKS = Path(__file__).resolve().parents[3] / "docs" / "runbooks"
+_AGAIN_AFTER = timedelta(minutes=2)
+
+# What may heal by itself is tried again; every other error of ours says that trying again would not help.
+RETRY_POLICY = ExceptionRetryPolicy(
+    rules=[
+        RetryRule([Unavailable, LeaseHeld, LeaseLost], RetryAction.RETRY, _AGAIN_AFTER, "may heal by itself"),
+        RetryRule(PaymeOpsError, RetryAction.FAIL, reason="trying again would find the same"),
+    ]
+)
+
+
+class Area(StrEnum):
+    """Tag: which domain a DAG belongs to."""
+
+    BACKUP = "area:backup"
+    MIGRATION = "area:migration"
+    RELEASE = "area:release"
+    MONITORING = "area:monitoring"
+
+
+class Risk(StrEnum):
+    """Tag: whether a DAG can change production."""
+
+    READS = "risk:reads"
+    WRITES_PROD = "risk:writes-prod"
+
+
+def dag_options(dag_id: str, *, area: Area, risk: Risk) -> dict[str, Any]:
+    """Keyword arguments for @dag. The runbook docs/runbooks/<dag_id>.md must exist: it is the DAG's page."""
+    return {
+        "dag_id": dag_id,
+        "doc_md": (RUNBOOKS / f"{dag_id}.md").read_text(encoding="utf-8"),
+        "tags": [area, risk],
+        "start_date": datetime(2026, 1, 1, tzinfo=UTC),
+        "catchup": False,
+        "max_active_runs": 1,
+        # No dagrun_timeout anywhere: it skips teardowns.
+        "default_args": {
+            "owner": "payme-ops",
+            "retries": 2,
+            "retry_delay": _AGAIN_AFTER,
+            "retry_policy": RETRY_POLICY,
+            "execution_timeout": timedelta(minutes=30),
+        },
+    }

@@ -46,8 +46,8 @@ class Size:
 SIZES = {
     "test": Size(2_000, 5_000),
     "demo": Size(60_000, 300_000),
-    "bench_small": Size(120_000, 420_000),
-    "bench_full": Size(1_400_000, 4_200_000),
+    "bench_small": Size(80_000, 270_000),
+    "bench_full": Size(900_000, 2_800_000),
 }
 
 

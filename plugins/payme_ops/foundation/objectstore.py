@@ -34,10 +34,11 @@ CLIENT_CONFIG = Config(
     response_checksum_validation="when_required",
     max_pool_connections=4,
 )
-# S3 takes 10,000 parts. Small parts first keep small databases cheap; the last size bounds memory.
-PART_PLAN = ((1000, 16 * MIB), (1000, 32 * MIB), (8000, 48 * MIB))
+# S3 takes 10,000 parts. Small parts first keep small databases cheap; the last size bounds
+# memory: what is filled and what is under way stay within the budget, and the whole process under 200 MB.
+PART_PLAN = ((1000, 16 * MIB), (1000, 32 * MIB), (8000, 40 * MIB))
 LARGEST_OBJECT_BYTES = sum(count * part for count, part in PART_PLAN)
-_BUFFER_BUDGET = 96 * MIB
+_BUFFER_BUDGET = 80 * MIB
 _THROTTLED = {"SlowDown", "RequestTimeout", "ThrottlingException", "RequestLimitExceeded", "InternalError"}
 READ_CHUNK = MIB
 

@@ -26,6 +26,7 @@ from sandbox.world import PROJECT, USERS, World
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 START_SECONDS = 180.0  # about 25 on two idle cores
 _HEALTH = ("metadatabase", "scheduler", "triggerer", "dag_processor")
+_DONE = ("success", "failed", "skipped", "upstream_failed")
 # A task goes by its Airflow connections: without these it cannot take the shell's door unnoticed. The identity
 # that opens backups is for restore workers only.
 _NOT_FOR_TASKS = (
@@ -185,6 +186,16 @@ class Api:
             return "its file to be read by the dag-processor"
         return None
 
+    def busy(self, dag: str) -> str | None:
+        """A ready condition: no run of the DAG is active or due. A DAG that is new runs its last slot at once."""
+        runs = self.call("GET", f"/dags/{dag}/dagRuns?state=queued&state=running&limit=1")["dag_runs"]
+        if runs:
+            return f"the end of {runs[0]['dag_run_id']}"
+        due = self.call("GET", f"/dags/{dag}")["next_dagrun_run_after"]
+        if due is not None and datetime.fromisoformat(due) <= datetime.now(UTC):
+            return "the run of its last slot"
+        return None
+
     def trigger(self, dag: str, conf: Mapping[str, object] | None = None) -> str:
         """Start a run; returns its id."""
         body = {"logical_date": None, "conf": dict(conf or {})}
@@ -203,8 +214,9 @@ class Api:
         """A ready condition: the run has ended, well or not."""
         if self.state(dag, run) in ("success", "failed"):
             return None
-        active = [task["task_id"] for task in self.tasks(dag, run) if task["state"] == "running"]
-        return ", ".join(active) or "its next task"
+        tasks = self.tasks(dag, run)
+        done = sum(task["state"] in _DONE for task in tasks)
+        return f"{done} of {len(tasks)} tasks done"
 
     def log(self, dag: str, run: str, task: str, attempt: int = 1, map_index: int = -1) -> str:
         """The log of one attempt, as text."""

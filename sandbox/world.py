@@ -46,17 +46,10 @@ SLACK_CHANNEL = "payme-ops"
 # start is not in use by chance.
 _PORT_RANGE = range(15000, 32000)
 _PORT_VARIABLE = "PAYME_SANDBOX_PORT_"
+_PORTS_FILE = "ports.json"
 
-# Roles with a password: (database of the libpq service, None where there is no service). The superuser has none.
-_ROLES: Mapping[str, str | None] = {
-    "postgres": None,
-    "airflow": None,
-    "payme_ops": None,
-    "payme_owner": "payme",
-    "payme_app": "payme",
-    "payme_db_read": "payme",
-    "payme_db_restore": "postgres",
-}
+_OWN_DATABASES = ("airflow", "payme_ops")  # each with an owner of the same name
+_PAYME_ROLES = ("payme_owner", "payme_app", "payme_db_read", "payme_db_restore")
 # Connections to PostgreSQL that payme_ops knows by name: (role, database).
 _CONNECTIONS: Mapping[str, tuple[str, str]] = {
     "payme_db_read": ("payme_db_read", "payme"),
@@ -100,9 +93,34 @@ def build(root: Path) -> World:
     """
     root = root.resolve()
     root.mkdir(parents=True, exist_ok=True)
+    ports = _ports(_kept_ports(root))
+    (root / _PORTS_FILE).write_text(json.dumps(ports, indent=1) + "\n")
+    return _assemble(root, ports)
+
+
+def attach(root: Path) -> World:
+    """The world that runs in `root`. Raises SandboxError when none does."""
+    root = root.resolve()
+    ports = _kept_ports(root)
+    if not ports or not is_running(root):
+        raise SandboxError("the sandbox is not running", remedy="start it with make demo, in another terminal")
+    return _assemble(root, ports)
+
+
+def is_running(root: Path) -> bool:
+    """Whether a supervisor holds the folder."""
+    if not root.exists():
+        return False
+    try:
+        take_lock(root).close()
+    except SandboxError:
+        return True
+    return False
+
+
+def _assemble(root: Path, ports: dict[str, int]) -> World:
     keys = root / "keys"
     keys.mkdir(mode=0o700, exist_ok=True)
-    ports = _ports(root / "ports.json")
     passwords = _passwords(root / "credentials")
     cluster = postgres.Cluster(
         bin_dir=postgres.wheel_bin_dir(),
@@ -186,7 +204,7 @@ def traffic(world: World) -> Process:
 def prepare(world: World, *, size: str) -> None:
     """Roles, databases, schema, data and buckets, each unless it is there. The services must run."""
     with psycopg.connect(world.cluster.conninfo(), autocommit=True) as connection:
-        for name in ("airflow", "payme_ops"):
+        for name in _OWN_DATABASES:
             _role(connection, name, world.secrets[f"postgres.{name}"])
             _database(connection, name)
     opsdb.migrate(world.conninfo("payme_ops", "payme_ops"))
@@ -197,7 +215,7 @@ def prepare(world: World, *, size: str) -> None:
         users=rows.users,
         transactions=rows.transactions,
         seed=1,
-        passwords={role: world.secrets[f"postgres.{role}"] for role in generate.LOGIN_ROLES},
+        passwords={role: world.secrets[f"postgres.{role}"] for role in _PAYME_ROLES},
     )
 
 
@@ -229,12 +247,15 @@ def _data_home(root: Path) -> Path:
     return postgres.data_home(root / f"postgres-{hashlib.sha256(bytes(root)).hexdigest()[:8]}")
 
 
-def _ports(kept: Path) -> dict[str, int]:
-    before: dict[str, int] = json.loads(kept.read_text()) if kept.exists() else {}
+def _kept_ports(root: Path) -> dict[str, int]:
+    kept = root / _PORTS_FILE
+    return dict(json.loads(kept.read_text())) if kept.exists() else {}
+
+
+def _ports(before: Mapping[str, int]) -> dict[str, int]:
     ports: dict[str, int] = {}
     for service in SERVICES:
         ports[service] = _port(service, before.get(service), set(ports.values()))
-    kept.write_text(json.dumps(ports, indent=1) + "\n")
     return ports
 
 
@@ -286,7 +307,10 @@ def _passwords(path: Path) -> dict[str, str]:
     """`section.name` -> secret. Names that a newer version needs are added to the file, none is changed."""
     wanted: dict[str, Callable[[], str]] = {
         **{f"airflow.{user}": lambda: secrets.token_urlsafe(12) for user in USERS},
-        **{f"postgres.{role}": lambda: secrets.token_urlsafe(24) for role in _ROLES},
+        **{
+            f"postgres.{role}": lambda: secrets.token_urlsafe(24)
+            for role in (postgres.SUPERUSER, *_OWN_DATABASES, *_PAYME_ROLES)
+        },
         **{f"s3.{profile}": lambda: secrets.token_urlsafe(30) for profile in _PROFILES},
         "slack.token": lambda: f"xoxb-sandbox-{secrets.token_hex(16)}",
         "sentry.key": lambda: secrets.token_hex(16),
@@ -349,7 +373,7 @@ def _trusted_key(path: Path) -> str:
 
 def _write_doors(root: Path, ports: Mapping[str, int], passwords: Mapping[str, str]) -> None:
     """The files of the shell's door: libpq services with their passwords, AWS profiles with their keys."""
-    named = {role: (role, database) for role, database in _ROLES.items() if database} | dict(_CONNECTIONS)
+    named = {"payme_owner": ("payme_owner", "payme"), "payme_app": ("payme_app", "payme"), **_CONNECTIONS}
     _write_private(
         root / "pg_service.conf",
         "\n".join(

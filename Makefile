@@ -40,8 +40,7 @@ bench: setup  ## against the old script and the limit: make bench SCALE=small|fu
 	$(python) -m bench --scale $(SCALE) $(ARGS)
 
 lock:  ## requirements*.in -> requirements*.txt, with hashes, for every platform (needs uv)
-	@command -v uv >/dev/null || { echo 'make lock needs uv: python3 -m pip install uv' >&2; exit 1; }
-	scripts/lock $(ARGS)
+	@scripts/lock $(ARGS)
 
 clean:  ## remove what demo, tests and benchmarks left; stops nothing that runs
 	@if [ -x $(python) ]; then $(python) -m sandbox clean; fi

@@ -376,7 +376,7 @@ def stop(cluster: Cluster, mode: str = "fast") -> None:
     pid = server_pid(cluster)
     if pid is not None:
         os.kill(pid, _STOP_SIGNALS[mode])
-        _await_end(cluster, pid)
+    _await_end(cluster, pid)
 
 
 def kill(cluster: Cluster) -> None:
@@ -429,14 +429,14 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def _await_end(cluster: Cluster, pid: int) -> None:
-    if process := _children.pop(cluster.data_dir, None):
+def _await_end(cluster: Cluster, pid: int | None) -> None:
+    if process := _children.pop(cluster.data_dir, None):  # also one that has ended by itself: it wants to be reaped
         try:
             process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             _children[cluster.data_dir] = process
             raise ClusterError(_still_running(f"server on {cluster.data_dir}")) from None
-    else:
+    elif pid is not None:
         _await(lambda: not _alive(pid), f"server on {cluster.data_dir}")
 
 

@@ -14,9 +14,15 @@ PHONE = "[phone]"
 SECRET = "[secret]"  # noqa: S105  # what is put in a secret's place
 
 _QUOTE = r"""(?:\\{0,8}["'])?"""  # also \" as in JSON inside JSON
-# A value in quotes, which may be cut off before the closing one, or a word. libpq escapes with a backslash.
-_VALUE = r"""(?:\\{1,8}"(?:(?!\\{1,8}").)*(?:\\{1,8}"|\Z)|"(?:[^"\\]|\\.)*(?:"|\Z)|'(?:[^'\\]|\\.|'')*(?:'|\Z)|(?:\\.|[^\s\\])+)"""
-_SECRET_NAME = (
+# Values may be cut off before the closing quote. libpq escapes with a backslash.
+_SINGLE = r"'(?:[^'\\]|\\.|'')*(?:'|\Z)"
+_DOUBLE = r'"(?:[^"\\]|\\.)*(?:"|\Z)'
+_ESCAPED = r'\\{1,8}"(?:(?!\\{1,8}").)*(?:\\{1,8}"|\Z)'
+_WORD_REST = r"(?:\\.|[^\s\\])"
+# name=value (libpq, shell, URL query), where a quote may be part of the word, and "name": value (JSON, repr, YAML).
+_EQUALS = rf"=\s*)(?:\[secret\]|{_ESCAPED}|(?:{_SINGLE}|{_DOUBLE}){_WORD_REST}*|{_WORD_REST}+)"
+_COLON = rf"(?:=>|:)\s*)(?:\[secret\]|{_ESCAPED}|{_SINGLE}|{_DOUBLE}|{_WORD_REST}+)"
+_NAME = (
     r"(?:passw(?:or)?d|pwd|pass_?phrase|secret"
     r"|(?:secret|access|secret[ _-]?access|private|encryption|fernet|signing|api)[ _-]?key"
     r"|(?:auth|access|refresh|session|security|bot|api)[_-]?token|sentry_key)"
@@ -28,29 +34,37 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     for pattern, replacement in (
         (r"-----BEGIN [A-Z0-9 ]+-----.*?(?:-----END [A-Z0-9 ]+-----|\Z)", SECRET),
         (r"(?i:AGE-SECRET-KEY-[0-9A-Z-]+)", SECRET),
-        # A password may hold / and @: everything up to the last @ of the word goes.
-        (r"(?i:\b([a-z][a-z0-9+.-]{0,30}://[^\s/:@]*:)[^\s]*@)", rf"\1{SECRET}@"),
-        # A Sentry DSN has its key where a user name would be. postgresql://user@host is kept.
-        (r"(?i:\b(https?://)[^\s/:@]+@)", rf"\1{SECRET}@"),
         (r"(?i:(hooks\.slack\.com/(?:services|workflows|triggers)/)\S+)", rf"\1{SECRET}"),
         (
             r"(?i:\b(authorization" + _QUOTE + r"\s*[:=]\s*" + _QUOTE + r"(?:basic|bearer)\s+)[^\s\"'\\]+)",
             rf"\1{SECRET}",
         ),
-        (r"(?i:\b(bearer\s+)(?!tokens?\b|authentication\b|authorization\b)[^\s\"'\\]+)", rf"\1{SECRET}"),
-        (r"(?i:\b(" + _SECRET_NAME + _QUOTE + r"\s*(?:=>|[=:])\s*)" + _VALUE + ")", rf"\1{SECRET}"),
+        (r"(?i:\b(bearer\s+)(?!(?:tokens?|authentication|authorization)(?:[\s.,;:]|\Z))[^\s\"'\\]+)", rf"\1{SECRET}"),
+        (rf"(?i:({_NAME}{_QUOTE}\s*{_COLON})", rf"\1{SECRET}"),
+        (rf"(?i:({_NAME}{_QUOTE}\s*{_EQUALS})", rf"\1{SECRET}"),
         (r"(?<![A-Z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])", SECRET),
-        (r"(?i:\bxox[a-z](?:\.xox[a-z])?-[\w-]+|\bxapp-[\w-]+)", SECRET),
+        (r"(?i:xox[a-z](?:\.xox[a-z])?-[\w-]+|xapp-[\w-]+)", SECRET),
         (r"\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*", SECRET),  # JSON web token
     )
 )
+_WORD = re.compile(r"\S+")
+# Where the password of a URL begins, or a key that stands where a user name would (a Sentry DSN).
+# postgresql://user@host is kept.
+_USERINFO = re.compile(r"(?i:\b[a-z][a-z0-9+.-]{0,30}://[^\s/:@]*:|\bhttps?://(?=[^\s/:@]+\Z))")
 # A key and a digest are both 64 hex characters; the label tells them apart.
 _HEX_KEY = re.compile(
-    r"(?P<keep>(?i:sha-?256)\w{0,30}" + _QUOTE + r"\s*(?:=>|[:=])?\s*" + _QUOTE + r"[0-9a-fA-F]{64}" + _HEX_END + r")"
+    r"(?P<keep>(?i:sha-?256)\w{0,30}"
+    + _QUOTE
+    + r"\s{0,4}(?:=>|[:=])?\s{0,4}"
+    + _QUOTE
+    + r"[0-9a-fA-F]{64}"
+    + _HEX_END
+    + r")"
     r"|(?<![0-9a-fA-F])[0-9a-fA-F]{64,}"
 )
 
-_SEP = "[ \t\u00a0\u2007\u2009\u202f.()\u2010-\u2015-]{0,3}"
+# Between two digits; the last part is what JSON and repr make of a no-break space or a dash.
+_SEP = "(?:[ \t\u00a0\u2007\u2009\u202f.()\u2010-\u2015-]|" + r"\\xa0|\\u(?:00a0|20[012][0-9a-f])){0,5}"
 _NINE = rf"[17](?:{_SEP}\d){{8}}(?!\d)"
 _UNIT = r"(?![ _]?(?:bytes?|B|rows?)\b)"  # 254712345678 is a phone, 254712345678 bytes is a size
 _PHONE = re.compile(
@@ -75,10 +89,18 @@ def scrub(text: str) -> str:
     password, AWS access keys, Slack tokens and webhooks, bearer tokens, JSON web tokens, and 64 hex characters
     unless labelled sha256.
     """
+    text = _WORD.sub(_hide_userinfo, text)
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     text = _HEX_KEY.sub(lambda found: found["keep"] or SECRET, text)
     return _PHONE.sub(lambda found: found["keep"] or PHONE, text)
+
+
+def _hide_userinfo(word: re.Match[str]) -> str:
+    # A password may hold / and @: everything up to the last @ of the word goes.
+    before, at, after = word[0].rpartition("@")
+    start = _USERINFO.search(before) if at else None
+    return f"{before[: start.end()]}{SECRET}@{after}" if start else word[0]
 
 
 def scrub_all(value: Any) -> Any:
@@ -89,7 +111,9 @@ def scrub_all(value: Any) -> Any:
     """
     if isinstance(value, str):
         return scrub(value)
-    if value is None or isinstance(value, bool | int | float | date):
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if scrub(str(value)) == str(value) else PHONE
+    if value is None or isinstance(value, bool | float | date):
         return value
     if isinstance(value, Mapping):
         return {scrub(str(name)): _scrub_named(str(name), inner) for name, inner in value.items()}
@@ -98,10 +122,12 @@ def scrub_all(value: Any) -> Any:
     return scrub(repr(value))
 
 
-_IS_SECRET_NAME = re.compile(rf"(?i:.*{_SECRET_NAME})")
+_IS_SECRET_NAME = re.compile(rf"(?i:.*{_NAME})")
 
 
 def _scrub_named(name: str, value: Any) -> Any:
-    if value is None or isinstance(value, bool) or not _IS_SECRET_NAME.fullmatch(name):
-        return scrub_all(value)
-    return SECRET
+    if isinstance(value, int) and scrub(f"{name}={value}").endswith(str(value)):
+        return value  # a size that happens to look like a phone number
+    if value is not None and _IS_SECRET_NAME.fullmatch(name):
+        return SECRET
+    return scrub_all(value)

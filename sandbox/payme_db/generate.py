@@ -33,7 +33,7 @@ _RECEIPT_PREFIX, _RECEIPT_BLOCK, _RECEIPT_STRIDE = "SKL", 36**7, 50_000_017
 _DIGITS36 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 _HERE = Path(__file__).parent
-_BACKUP_ROLE = _HERE.parents[1] / "include/sql/grants/backup_role.sql"
+_GRANTS = _HERE.parents[1] / "include/sql/grants"
 _AFTER_DATA = "-- after the data\n"
 
 
@@ -90,7 +90,9 @@ def create(
             conn.execute(f"ALTER DATABASE {unfinished} RENAME TO {DATABASE}")
         if not _exists(conn, "SELECT FROM pg_roles WHERE rolname = %s", "payme_db_read"):
             with conn.transaction():
-                conn.execute(_BACKUP_ROLE.read_text().replace(':"database"', DATABASE))
+                conn.execute((_GRANTS / "backup_role.sql").read_text().replace(':"database"', DATABASE))
+            with psycopg.connect(make_conninfo(conninfo_superuser, dbname=DATABASE), autocommit=True) as payme:
+                payme.execute((_GRANTS / "restore_role.sql").read_text())
         _set_passwords(conn, passwords or {})
 
 

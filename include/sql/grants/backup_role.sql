@@ -8,4 +8,6 @@ CREATE ROLE payme_db_read LOGIN BYPASSRLS NOSUPERUSER NOCREATEDB NOCREATEROLE CO
 GRANT pg_read_all_data TO payme_db_read;
 GRANT CONNECT ON DATABASE :"database" TO payme_db_read;
 ALTER ROLE payme_db_read SET lo_compat_privileges = on;
+-- No row reaches the server's log: neither DETAIL and CONTEXT nor the failing statement.
 ALTER ROLE payme_db_read SET log_error_verbosity = 'terse';
+ALTER ROLE payme_db_read SET log_min_error_statement = 'panic';

@@ -36,6 +36,7 @@ def dump_and_store(tier: Tier) -> dict[str, Any]:
     try:
         draft = run.dump_and_store(desk(), _run(context), tier, context["dag_run"].run_after, report=_log.info)
     except run.Superseded as reason:
+        _log.info("skipped: %s", reason)
         raise AirflowSkipException(str(reason)) from None
     return {
         "archive": draft.archive.key,

@@ -1,0 +1,86 @@
+"""What every DAG must have, and what each one is."""
+
+import ast
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+FILES = sorted((PROJECT / "dags").glob("*.py"))
+
+
+def test_every_file_is_one_dag_of_its_name(dag_bag):
+    assert dag_bag.import_errors == {}
+    assert sorted(dag_bag.dags) == [path.stem for path in FILES]
+
+
+@pytest.mark.parametrize("dag_id", [path.stem for path in FILES])
+class TestEveryDag:
+    def test_page_is_the_runbook(self, dag_bag, dag_id):
+        # Airflow shows the path as text when doc_md names a file that is missing.
+        text = (PROJECT / "docs" / "runbooks" / f"{dag_id}.md").read_text()
+        assert dag_bag.dags[dag_id].doc_md == text
+
+    def test_has_area_and_risk(self, dag_bag, dag_id):
+        tags = dag_bag.dags[dag_id].tags
+        assert len([tag for tag in tags if tag.startswith("area:")]) == 1
+        assert len(tags & {"risk:reads", "risk:writes-prod"}) == 1
+
+    def test_alerts_at_both_levels(self, dag_bag, dag_id):
+        # A killed task never runs its own callback; the DAG's is the net below it.
+        dag = dag_bag.dags[dag_id]
+        assert dag.on_failure_callback
+        assert all(task.on_failure_callback for task in dag.tasks)
+
+    def test_never_runs_twice_at_once_nor_catches_up(self, dag_bag, dag_id):
+        dag = dag_bag.dags[dag_id]
+        assert dag.max_active_runs == 1
+        assert dag.catchup is False
+        assert dag.dagrun_timeout is None  # it would skip teardowns
+
+    def test_every_task_ends_and_retries_what_may_heal(self, dag_bag, dag_id):
+        for task in dag_bag.dags[dag_id].tasks:
+            assert timedelta(0) < task.execution_timeout <= timedelta(hours=6), task.task_id
+            assert task.retry_policy is not None, task.task_id
+            assert task.owner != "airflow", task.task_id
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+def test_file_is_wiring_only(path):
+    """At module level a DAG file imports airflow.sdk and the desk's orchestration, and nothing heavy or internal."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            pytest.fail(f"{path.name} imports {node.names[0].name} as a module")
+        if isinstance(node, ast.ImportFrom):
+            allowed = ("airflow.sdk", "payme_ops.orchestration", "datetime")
+            assert (node.module or "").startswith(allowed), f"{path.name} imports {node.module}"
+
+
+def test_backup_daily_is_four_stages_at_two_in_nairobi(dag_bag):
+    dag = dag_bag.dags["backup_daily"]
+    assert (dag.timetable.expression, str(dag.timetable.timezone)) == ("0 2 * * *", "Africa/Nairobi")
+    edges = {task.task_id: sorted(task.downstream_task_ids) for task in dag.tasks}
+    assert edges == {
+        "preflight": ["dump_and_store"],
+        "dump_and_store": ["read_back"],
+        "read_back": ["commit"],
+        "commit": [],
+    }
+    assert list(dag.params) == ["reason"]
+
+
+def test_what_may_heal_is_tried_again_and_what_cannot_is_not():
+    from airflow.sdk import RetryAction
+
+    from payme_ops.foundation import errors
+    from payme_ops.orchestration.defaults import RETRY_POLICY
+
+    def action(error: Exception) -> RetryAction:
+        return RETRY_POLICY.evaluate(error, try_number=1, max_tries=2).action
+
+    for kind in (errors.DatabaseUnavailable, errors.StoreUnavailable, errors.SteppedAside, errors.LeaseHeld):
+        assert action(kind("x")) is RetryAction.RETRY, kind
+    for kind in (errors.HashMismatch, errors.Untrusted, errors.PreflightFailed, errors.SettingsError):
+        assert action(kind("x")) is RetryAction.FAIL, kind
+    assert action(MemoryError()) is RetryAction.DEFAULT

@@ -131,12 +131,12 @@ def test_roles_may_do_what_they_are_for_and_no_more(payme: postgres.Cluster) -> 
         app.execute("SELECT count(*) FROM users")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             app.execute("DELETE FROM ledger.entries")
-    with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
-        connect(payme, "payme_db_restore")
     with psycopg.connect(
         payme.conninfo("postgres", "payme_db_restore", PASSWORDS["payme_db_restore"]), autocommit=True
     ) as restore:
-        restore.execute("CREATE DATABASE restored TEMPLATE template0")
+        restore.execute("CREATE DATABASE restored OWNER payme_owner TEMPLATE template0")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            restore.execute("CREATE ROLE another")
         restore.execute("DROP DATABASE restored")
 
 

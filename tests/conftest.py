@@ -1,0 +1,84 @@
+"""Real parts for the tests, started when the first test asks for them and stopped at the end."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:  # unit tests need none of it, and start faster without
+    from sandbox.postgres import Cluster
+    from tests.support.installation import Installation
+    from tests.support.proxy import Proxy
+    from tests.support.site import Site
+
+SERVERS = ("wheel", "debian15")
+
+
+@pytest.fixture(scope="session")
+def sites() -> "Iterator[Callable[[str], Site]]":
+    """Sites by kind of server, each started once."""
+    from sandbox import postgres
+    from tests.support import site
+
+    started: dict[str, Site] = {}
+    with ExitStack() as stack:
+
+        def get(server: str) -> "Site":
+            if server not in started:
+                bin_dir = postgres.wheel_bin_dir() if server == "wheel" else postgres.debian_bin_dir(15)
+                if bin_dir is None:
+                    missing = "PostgreSQL 15 is not in /usr/lib/postgresql/15/bin; install postgresql-15"
+                    if os.environ.get("CI") == "true":
+                        pytest.fail(missing)
+                    pytest.skip(missing)
+                started[server] = stack.enter_context(site.running(bin_dir))
+            return started[server]
+
+        yield get
+
+
+@pytest.fixture(scope="session")
+def site(sites: "Callable[[str], Site]") -> "Site":
+    """PayMe's world on the wheel's PostgreSQL."""
+    return sites("wheel")
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def each_site(request: pytest.FixtureRequest, sites: "Callable[[str], Site]") -> "Site":
+    """PayMe's world on the wheel's PostgreSQL and on Debian's 15, one after the other."""
+    return sites(request.param)
+
+
+@pytest.fixture(scope="session")
+def cluster(each_site: "Site") -> "Cluster":
+    """A PostgreSQL cluster of each version."""
+    return each_site.cluster
+
+
+@pytest.fixture
+def installation(site: "Site", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Installation":
+    """payme-ops on the wheel's PostgreSQL with a bucket of its own; this process's environment is its own, too."""
+    from tests.support.installation import Installation
+
+    return Installation(site, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def each_installation(each_site: "Site", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Installation":
+    """The same on each PostgreSQL version."""
+    from tests.support.installation import Installation
+
+    return Installation(each_site, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def proxy(installation: "Installation") -> "Iterator[Proxy]":
+    """A proxy in front of the installation's store that can fail in every way."""
+    from tests.support.proxy import proxy_before
+
+    with proxy_before(installation.site.world.ports["s3"]) as running:
+        installation.reach_store_at(running.url)
+        yield running

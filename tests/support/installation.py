@@ -1,0 +1,218 @@
+"""One installation of payme-ops on a site: its own bucket, the command line, and what must hold after any fault."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from payme_ops.backup import catalogue, run
+from payme_ops.backup.manifest import Manifest, Tier
+from payme_ops.backup.run import Desk
+from payme_ops.foundation import lease, settings
+from payme_ops.foundation.clock import utc_now
+from payme_ops.foundation.objectstore import Bucket, profile_client
+from sandbox import s3
+from sandbox.postgres import PROJECT
+from tests.support.site import Site
+from tests.support.waiting import eventually
+
+_FOREIGN = ("AIRFLOW_", "PAYME_", "PG", "AWS_")
+_numbers = itertools.count(1)
+
+
+def quiet(_line: str) -> None:
+    """A report that nobody reads."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Running:
+    """A command of the CLI in a session of its own, so that whatever it starts can be found."""
+
+    def __init__(self, arguments: tuple[str, ...], env: dict[str, str], folder: Path) -> None:
+        self._out, self._err = folder / f"out-{next(_numbers)}", folder / f"err-{next(_numbers)}"
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "payme_ops", *arguments],
+                cwd=PROJECT,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    def end(self, seconds: float = 60) -> Ended:
+        """Wait for its end."""
+        code = self.process.wait(seconds)
+        return Ended(code, self._out.read_text(), self._err.read_text())
+
+    def kill(self) -> None:
+        """kill -9, as the kernel does when memory is short."""
+        self.process.kill()
+        self.process.wait()
+
+    def children(self, name: str) -> list[psutil.Process]:
+        """Its living processes of that name."""
+        return [process for process in self.living() if process.name() == name]
+
+    def living(self) -> list[psutil.Process]:
+        """Every process of its session, itself included, that still runs."""
+        found = []
+        for process in psutil.process_iter(["status"]):
+            try:
+                mine = os.getsid(process.pid) == self.process.pid
+            except ProcessLookupError:
+                continue
+            if mine and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        return found
+
+
+class Installation:
+    """Settings and doors of one test, with an empty bucket."""
+
+    def __init__(self, site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.site, self._folder, self._monkeypatch = site, folder, monkeypatch
+        self.bucket_name = f"payme-test-{os.getpid()}-{next(_numbers)}"
+        self._make_bucket()
+        for name in [name for name in os.environ if name.startswith(_FOREIGN)]:
+            monkeypatch.delenv(name)
+        for name, value in site.world.env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("PYTHONPATH", str(PROJECT / "plugins"))
+        monkeypatch.setenv("COLUMNS", "200")
+        self.set("BACKUP__BUCKET", self.bucket_name)
+        self._last_start = utc_now()
+
+    @property
+    def store(self) -> Bucket:
+        """The bucket, without any proxy in between."""
+        return Bucket(s3.client(self.site.world.url("s3")), self.bucket_name)
+
+    @property
+    def desk(self) -> Desk:
+        """The desk as the CLI makes it."""
+        config = settings.load()
+        bucket = Bucket(profile_client("payme_s3_write"), config.backup.bucket)
+        return Desk(config, "service=payme_db_read", "service=payme_ops_db", bucket)
+
+    def set(self, name: str, value: str | None) -> None:
+        """One setting, for this test; None removes it."""
+        variable = f"{settings.PREFIX}{name}"
+        if value is None:
+            self._monkeypatch.delenv(variable)
+        else:
+            self._monkeypatch.setenv(variable, value)
+
+    def reach_store_at(self, url: str) -> None:
+        """Go through another endpoint, for example a proxy."""
+        config = self._folder / "aws_config"
+        original = Path(self.site.world.env["AWS_CONFIG_FILE"]).read_text()
+        config.write_text(original.replace(self.site.world.url("s3"), url))
+        self._monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+
+    def connect_as(self, service: str, **parameters: str) -> None:
+        """Give a libpq service other parameters (user, dbname, port, password)."""
+        path = self._folder / "pg_service.conf"
+        text = path.read_text() if path.exists() else Path(self.site.world.env["PGSERVICEFILE"]).read_text()
+        blocks = {block.split("]")[0].strip("["): block for block in text.strip().split("\n\n")}
+        lines = [line for line in blocks[service].splitlines() if line.split("=")[0] not in parameters]
+        blocks[service] = "\n".join(lines + [f"{name}={value}" for name, value in parameters.items()])
+        path.write_text("\n\n".join(blocks.values()) + "\n")
+        self._monkeypatch.setenv("PGSERVICEFILE", str(path))
+
+    def start(self, *arguments: str) -> Running:
+        """Start a command of the CLI."""
+        return Running(arguments, dict(os.environ), self._folder)
+
+    def cli(self, *arguments: str) -> Ended:
+        """Run a command of the CLI to its end."""
+        return self.start(*arguments).end()
+
+    def json(self, *arguments: str) -> Any:
+        """What a command answers with --json."""
+        ended = self.cli(*arguments, "--json")
+        assert ended.code == 0, ended
+        return json.loads(ended.out)
+
+    def back_up(self) -> Manifest:
+        """One whole backup in this process; returns the committed manifest."""
+        self.next_second()
+        name, desk = f"test/{next(_numbers)}", self.desk
+        run.dump_and_store(desk, name, Tier.DAILY, utc_now(), report=quiet)
+        run.read_back(desk, name, report=quiet)
+        return run.commit(desk, name)
+
+    def next_second(self) -> None:
+        """Wait for a second that no earlier backup of this test began in: keys have a resolution of one."""
+        eventually(lambda: utc_now() > self._last_start, "the next second")
+        self._last_start = utc_now()
+
+    def manifests(self) -> list[Manifest]:
+        """Everything in the catalogue; fails when an entry does not count or one of its objects is not there."""
+        config = settings.load()
+        found = list(catalogue.entries(self.store, config.backup.database, config.backup.trusted_keys))
+        assert [entry.why for entry in found if entry.why] == []
+        manifests = [entry.manifest for entry in found if entry.manifest]
+        for manifest in manifests:
+            for stored in (manifest.archive, manifest.globals):
+                assert self.store.size_bytes(stored.key) == stored.size_bytes
+        return manifests
+
+    def uploads(self) -> list[str]:
+        """Keys of unfinished uploads."""
+        pages = self.store.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket_name)
+        return [item["Key"] for page in pages for item in page.get("Uploads", [])]
+
+    def sessions(self) -> list[str]:
+        """Names of our sessions on the server."""
+        with self.site.admin("postgres") as connection:
+            rows = connection.execute(
+                "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'payme_ops:%'"
+            )
+            return [row[0] for row in rows]
+
+    def require_clean(self, *ended: Running, backups: int) -> None:
+        """What must hold some seconds after any fault, before anything else has run."""
+        for one in ended:
+            eventually(lambda one=one: not one.living(), f"the end of {one.living()}")  # type: ignore[misc]
+        eventually(lambda: not self.sessions(), "the end of our database sessions")
+        assert lease.peek("service=payme_ops_db", self.desk.lease_name) is None
+        assert len(self.manifests()) == backups
+
+    def require_recovery(self, *ended: Running, backups: int) -> Manifest:
+        """Clean, then the next run succeeds and leaves no unfinished upload."""
+        self.require_clean(*ended, backups=backups)
+        manifest = self.back_up()
+        assert self.uploads() == []
+        assert len(self.manifests()) == backups + 1
+        return manifest
+
+    def _make_bucket(self) -> None:
+        client = s3.client(self.site.world.url("s3"))
+        client.create_bucket(
+            Bucket=self.bucket_name,
+            CreateBucketConfiguration={"LocationConstraint": "af-south-1"},
+            ObjectLockEnabledForBucket=True,
+        )
+        client.put_bucket_encryption(
+            Bucket=self.bucket_name,
+            ServerSideEncryptionConfiguration={
+                "Rules": [{"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}]
+            },
+        )

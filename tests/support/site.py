@@ -1,0 +1,97 @@
+"""PayMe's world for tests: one PostgreSQL of one major version and one S3, in a folder of its own that goes away."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import psycopg
+
+from sandbox import postgres, world
+from sandbox.http import silent
+from tests.support.waiting import eventually
+
+SETTINGS = {**postgres.TEST_SETTINGS, "log_statement": "none", "log_lock_waits": "on", "deadlock_timeout": "300ms"}
+# A restore makes objects in the name of their owners, so its role has to be a member of each.
+_OWNERS = ("payme_owner", "payme_ledger", "payme_reporting")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A world whose services run."""
+
+    world: world.World
+
+    @property
+    def cluster(self) -> postgres.Cluster:
+        """Its PostgreSQL."""
+        return self.world.cluster
+
+    @property
+    def log(self) -> Path:
+        """PostgreSQL's log."""
+        return self.world.root / "postgres.log"
+
+    @contextmanager
+    def admin(self, dbname: str = "payme") -> Iterator[psycopg.Connection]:
+        """A superuser's autocommit connection."""
+        with psycopg.connect(self.cluster.conninfo(dbname), autocommit=True) as connection:
+            yield connection
+
+    def start_postgres(self) -> None:
+        """Start the server (again)."""
+        cluster = self.cluster
+        postgres.start(
+            cluster.data_dir,
+            bin_dir=cluster.bin_dir,
+            port=cluster.port,
+            password=cluster.password,
+            settings=SETTINGS,
+            log=self.log,
+        )
+
+
+@contextmanager
+def running(bin_dir: Path) -> Iterator[Site]:
+    """A site for the block, with PayMe's data of size `test`."""
+    folder = Path(tempfile.mkdtemp(prefix="payme-site-"))
+    folder.chmod(0o711)  # the server's user has to pass through
+    try:
+        built = world.build(folder / "world")
+        site = Site(replace(built, cluster=replace(built.cluster, bin_dir=bin_dir)))
+        site.start_postgres()
+        try:
+            with _s3(site):
+                world.prepare(site.world, size="test")
+                with site.admin("postgres") as connection:
+                    connection.execute(f"GRANT {', '.join(_OWNERS)} TO payme_db_restore")
+                yield site
+        finally:
+            postgres.stop(site.cluster, "immediate")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _s3(site: Site) -> Iterator[None]:
+    port, state = site.world.ports["s3"], site.world.root / "s3"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sandbox.s3", "--port", str(port), "--state", str(state)],
+        cwd=postgres.PROJECT,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=postgres.die_with_parent(signal.SIGKILL),
+    )
+    try:
+        ready = partial(silent, site.world.url("s3") + "/moto-api/")
+        eventually(lambda: process.poll() is not None or ready() is None, "the S3 server")
+        assert process.poll() is None, "the S3 server ended"
+        yield
+    finally:
+        process.kill()  # nothing has to be saved
+        process.wait()

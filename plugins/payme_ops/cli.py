@@ -37,6 +37,7 @@ from payme_ops.foundation.evidence import Evidence, Verdict
 from payme_ops.foundation.objectstore import Bucket, profile_client
 from payme_ops.foundation.progress import size
 from payme_ops.foundation.settings import Settings
+from payme_ops.foundation.stop import stoppable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 backup_app = typer.Typer(no_args_is_help=True, help="Take, list, check and restore backups.")
@@ -66,7 +67,8 @@ Identity = Annotated[
 def main() -> None:
     """Run the command line; errors become one plain text and an exit code."""
     try:
-        app()
+        with stoppable():
+            app()
     except PaymeOpsError as error:
         _err.print(str(error), style="red", markup=False)
         sys.exit(next(code for kind, code in _EXIT if isinstance(error, kind)))

@@ -11,6 +11,7 @@ from payme_ops.backup import run
 from payme_ops.backup.manifest import Tier
 from payme_ops.foundation import evidence
 from payme_ops.foundation.clock import show
+from payme_ops.foundation.stop import stoppable
 from payme_ops.orchestration.connections import desk
 
 _log = logging.getLogger("payme_ops.backup")
@@ -34,7 +35,8 @@ def dump_and_store(tier: Tier) -> dict[str, Any]:
     """Dump, seal and upload; skips when a complete backup is newer than the request."""
     context = get_current_context()
     try:
-        draft = run.dump_and_store(desk(), _run(context), tier, context["dag_run"].run_after, report=_log.info)
+        with stoppable():
+            draft = run.dump_and_store(desk(), _run(context), tier, context["dag_run"].run_after, report=_log.info)
     except run.Superseded as reason:
         _log.info("skipped: %s", reason)
         raise AirflowSkipException(str(reason)) from None

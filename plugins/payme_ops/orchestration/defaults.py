@@ -10,12 +10,12 @@ from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
 from payme_ops.foundation.errors import LeaseHeld, LeaseLost, PaymeOpsError, Unavailable
 
 RUNBOOKS = Path(__file__).resolve().parents[3] / "docs" / "runbooks"
-_AGAIN_AFTER = timedelta(minutes=2)
 
-# What may heal by itself is tried again; every other error of ours says that trying again would not help.
+# What may heal by itself is tried again, after [core] default_task_retry_delay; every other error of ours says that
+# trying again would not help.
 RETRY_POLICY = ExceptionRetryPolicy(
     rules=[
-        RetryRule([Unavailable, LeaseHeld, LeaseLost], RetryAction.RETRY, _AGAIN_AFTER, "may heal by itself"),
+        RetryRule([Unavailable, LeaseHeld, LeaseLost], RetryAction.RETRY, reason="may heal by itself"),
         RetryRule(PaymeOpsError, RetryAction.FAIL, reason="trying again would find the same"),
     ]
 )
@@ -50,7 +50,6 @@ def dag_options(dag_id: str, *, area: Area, risk: Risk) -> dict[str, Any]:
         "default_args": {
             "owner": "payme-ops",
             "retries": 2,
-            "retry_delay": _AGAIN_AFTER,
             "retry_policy": RETRY_POLICY,
             "execution_timeout": timedelta(minutes=30),
         },

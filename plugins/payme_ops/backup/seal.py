@@ -104,14 +104,14 @@ class _Source:
     """File-like reader over chunks; pyrage asks for 8 KiB at a time and turns errors into text, so keep them."""
 
     chunks: Iterator[bytes]
-    error: Exception | None = None
+    error: BaseException | None = None
     _rest: memoryview = field(default_factory=lambda: memoryview(b""))
 
     def read(self, count: int = -1) -> bytes:
         if not self._rest:
             try:
                 self._rest = memoryview(next(self.chunks, b""))
-            except Exception as error:
+            except BaseException as error:  # SystemExit too
                 self.error = error
                 raise
         if count < 0:
@@ -125,12 +125,12 @@ class _Sink:
     """File-like writer that keeps the error."""
 
     target: Callable[[bytes], int | None]
-    error: Exception | None = None
+    error: BaseException | None = None
 
     def write(self, data: bytes) -> int:
         try:
             self.target(data)
-        except Exception as error:
+        except BaseException as error:  # SystemExit too
             self.error = error
             raise
         return len(data)

@@ -16,8 +16,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from payme_ops.foundation.errors import SettingsError
 
 PREFIX = "PAYME_OPS__"
-_PLACEHOLDER = re.compile(r"change.?me|your_|placeholder|example|<[^>]*>|xxx", re.IGNORECASE)
-_LOOPBACK = re.compile(r"\b(127\.\d+\.\d+\.\d+|localhost|::1)\b")
+# xxx only as a word: three in a row also occur in keys.
+_PLACEHOLDER = re.compile(r"change.?me|your_|placeholder|example|<[^>]*>|(?<![\w+/])x{3,}(?![\w+/=])", re.IGNORECASE)
+_LOOPBACK = re.compile(r"\b(127\.\d+\.\d+\.\d+|localhost)\b|(?<![\w:])::1(?![\w:])")
 
 
 class Profile(StrEnum):
@@ -33,7 +34,7 @@ def _split(value: object) -> object:
 
 
 class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")  # _unknown_variables finds what is too much
 
 
 # Lists are comma separated: a shell user need not write JSON.
@@ -108,7 +109,10 @@ class AlertSettings(_Group):
 class Settings(BaseSettings):
     """All settings of payme-ops."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="ignore")
+    # Compose files pass on variables that nobody has set as empty ones.
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", env_ignore_empty=True, frozen=True, extra="ignore"
+    )
 
     profile: Profile = Field(description="sandbox, staging or production; production refuses demo values.")
     backup: BackupSettings
@@ -129,8 +133,8 @@ def load() -> Settings:
     except ValidationError as error:
         faults += [_explain(item["loc"], item["msg"]) for item in error.errors(include_input=False)]
     faults += _unknown_variables()
-    if settings is not None:
-        faults += _refusals(settings)
+    if os.environ.get(f"{PREFIX}PROFILE") == Profile.PRODUCTION:
+        faults += _refusals()
     if faults or settings is None:
         raise SettingsError(
             f"{len(faults)} setting(s) cannot be used:\n  - " + "\n  - ".join(faults),
@@ -171,10 +175,8 @@ def _unknown_variables() -> list[str]:
     ]
 
 
-def _refusals(settings: Settings) -> list[str]:
+def _refusals() -> list[str]:
     """What production does not start with. Connections and buckets are checked by doctor, which can reach them."""
-    if settings.profile is not Profile.PRODUCTION:
-        return []
     faults = []
     for name in variables():
         value = os.environ.get(name, "")
@@ -185,8 +187,9 @@ def _refusals(settings: Settings) -> list[str]:
     for name in sorted(os.environ):
         if name.startswith("AIRFLOW_CONN_PAYME_") and _LOOPBACK.search(os.environ[name]):
             faults.append(f"{name}: a loopback address is a sandbox. Name the real host")
-    if "SimpleAuthManager" in os.environ.get("AIRFLOW__CORE__AUTH_MANAGER", ""):
-        faults.append("AIRFLOW__CORE__AUTH_MANAGER: SimpleAuthManager keeps plain passwords. Use another auth manager")
+    # Airflow's default when the variable is not set.
+    if "SimpleAuthManager" in (os.environ.get("AIRFLOW__CORE__AUTH_MANAGER") or "SimpleAuthManager"):
+        faults.append("AIRFLOW__CORE__AUTH_MANAGER: SimpleAuthManager keeps plain passwords. Name another auth manager")
     if not os.environ.get("AIRFLOW__SENTRY__SENTRY_DSN"):
         faults.append("AIRFLOW__SENTRY__SENTRY_DSN: missing. Failures must reach Sentry in production")
     return faults

@@ -1,0 +1,207 @@
+"""Settings: every fault at once, each with its variable and what to do; production refuses what is not production."""
+
+import os
+
+import pyrage
+import pytest
+
+from payme_ops.foundation import settings
+from payme_ops.foundation.errors import SettingsError
+from payme_ops.foundation.settings import Profile
+
+RECOVERY, DRILL = (str(pyrage.x25519.Identity.generate().to_public()) for _ in range(2))
+VALID = {
+    "PAYME_OPS__PROFILE": "staging",
+    "PAYME_OPS__BACKUP__BUCKET": "payme-backups",
+    "PAYME_OPS__BACKUP__REGION": "af-south-1",
+    "PAYME_OPS__BACKUP__RECIPIENT_RECOVERY": RECOVERY,
+    "PAYME_OPS__BACKUP__RECIPIENT_DRILL": DRILL,
+    "PAYME_OPS__BACKUP__SIGNING_KEY_FILE": "/etc/payme-ops/signing.pem",
+    "PAYME_OPS__BACKUP__TRUSTED_KEYS": "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA=",
+}
+PRODUCTION = {
+    **VALID,
+    "PAYME_OPS__PROFILE": "production",
+    "AIRFLOW__CORE__AUTH_MANAGER": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
+    "AIRFLOW__SENTRY__SENTRY_DSN": "https://key@o1.ingest.sentry.io/1",
+    "AIRFLOW_CONN_PAYME_DB_READ": '{"conn_type": "postgres", "host": "db.internal", "extra": {"sslmode": "verify-full"}}',
+}
+
+
+class Environment:
+    """This process's environment with nothing of ours but what a test puts there."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        for name in [name for name in os.environ if name.startswith(("PAYME_OPS__", "AIRFLOW_"))]:
+            monkeypatch.delenv(name)
+
+    def load(self, values: dict[str, str], **changed: str) -> settings.Settings:
+        for name, value in {**values, **changed}.items():
+            self._monkeypatch.setenv(name, value)
+        return settings.load()
+
+    def faults(self, values: dict[str, str], **changed: str) -> list[str]:
+        with pytest.raises(SettingsError) as caught:
+            self.load(values, **changed)
+        assert caught.value.remedy
+        first, *faults = caught.value.what.split("\n  - ")
+        assert first == f"{len(faults)} setting(s) cannot be used:"
+        return faults
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Environment:
+    return Environment(monkeypatch)
+
+
+def without(values: dict[str, str], *names: str) -> dict[str, str]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def test_valid_settings_with_their_defaults(environment: Environment) -> None:
+    loaded = environment.load(VALID)
+    assert loaded.profile is Profile.STAGING
+    assert loaded.backup.database == "payme"
+    assert loaded.backup.storage_class == "STANDARD_IA"
+    assert loaded.backup.kms_key_id is None
+    assert loaded.backup.identity_file is None
+    assert loaded.postgres.client_dirs == ["/usr/lib/postgresql/{major}/bin"]
+    assert loaded.slack.channel == "payme-ops"
+
+
+def test_lists_are_comma_separated(environment: Environment) -> None:
+    loaded = environment.load(
+        VALID, PAYME_OPS__POSTGRES__CLIENT_DIRS="/a, /b/{major}/bin,", PAYME_OPS__BACKUP__TRUSTED_KEYS="one,two"
+    )
+    assert loaded.postgres.client_dirs == ["/a", "/b/{major}/bin"]
+    assert loaded.backup.trusted_keys == ["one", "two"]
+
+
+def test_all_faults_at_once_each_with_name_and_purpose(environment: Environment) -> None:
+    faults = environment.faults(
+        without(VALID, "PAYME_OPS__BACKUP__BUCKET", "PAYME_OPS__PROFILE"),
+        PAYME_OPS__BACKUP__REGION="Cape Town",
+        PAYME_OPS__BACKUP__RECIPIENT_DRILL="age1short",
+        PAYME_OPS__BACKUP__STORAGE_CLASS="GLACIER",
+        PAYME_OPS__BACKUP__TRUSTED_KEYS=" , ",
+        PAYME_OPS__BACKUP__BUKET="payme-backups",
+    )
+    named = {fault.split(":")[0] for fault in faults}
+    assert named == {
+        "PAYME_OPS__PROFILE",
+        "PAYME_OPS__BACKUP__BUCKET",
+        "PAYME_OPS__BACKUP__REGION",
+        "PAYME_OPS__BACKUP__RECIPIENT_DRILL",
+        "PAYME_OPS__BACKUP__STORAGE_CLASS",
+        "PAYME_OPS__BACKUP__TRUSTED_KEYS",
+        "PAYME_OPS__BACKUP__BUKET",
+    }
+    known = settings.variables()
+    for fault in faults:
+        name = fault.split(":")[0]
+        assert known.get(name, "no such setting. Remove it or correct its name") in fault
+
+
+def test_a_missing_group_names_its_variables(environment: Environment) -> None:
+    faults = environment.faults({"PAYME_OPS__PROFILE": "sandbox"})
+    assert len(faults) == 1
+    assert all(name in faults[0] for name in settings.variables() if name.startswith("PAYME_OPS__BACKUP__"))
+
+
+def test_an_empty_variable_counts_as_not_set(environment: Environment) -> None:
+    loaded = environment.load(VALID, PAYME_OPS__BACKUP__KMS_KEY_ID="", PAYME_OPS__BACKUP__IDENTITY_FILE="")
+    assert loaded.backup.kms_key_id is None
+    assert loaded.backup.identity_file is None
+
+
+def test_an_empty_required_variable_is_missing(environment: Environment) -> None:
+    assert environment.faults(VALID, PAYME_OPS__BACKUP__BUCKET="")[0].startswith(
+        "PAYME_OPS__BACKUP__BUCKET: Field required"
+    )
+
+
+def test_a_faulty_value_is_not_repeated_in_the_text(environment: Environment) -> None:
+    text = "\n".join(environment.faults(VALID, PAYME_OPS__BACKUP__RECIPIENT_DRILL="AGE-SECRET-KEY-1PASTEDBYMISTAKE"))
+    assert "PASTEDBYMISTAKE" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PAYME_OPS__BACKUP__DATABASE", "pay/me"),
+        ("PAYME_OPS__BACKUP__DATABASE", "x" * 64),
+        ("PAYME_OPS__BACKUP__BUCKET", "ab"),
+        ("PAYME_OPS__POSTGRES__CLIENT_DIRS", " , "),
+        ("PAYME_OPS__PROFILE", "prod"),
+    ],
+)
+def test_malformed_values_are_refused(environment: Environment, name: str, value: str) -> None:
+    assert [fault.split(":")[0] for fault in environment.faults(VALID, **{name: value})] == [name]
+
+
+def test_production_with_everything_right(environment: Environment) -> None:
+    assert environment.load(PRODUCTION).profile is Profile.PRODUCTION
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("PAYME_OPS__BACKUP__BUCKET", "change-me", "placeholder"),
+        ("PAYME_OPS__ALERT__OWNER", "<who to call>", "placeholder"),
+        ("PAYME_OPS__BACKUP__TRUSTED_KEYS", "your_public_key", "placeholder"),
+        ("PAYME_OPS__SLACK__CHANNEL", "xxx", "placeholder"),
+        ("PAYME_OPS__BACKUP__SIGNING_KEY_FILE", "/home/ops/payme-ops/.demo/keys/signing.pem", "sandbox's keys"),
+        ("AIRFLOW_CONN_PAYME_DB_READ", "postgres://payme_db_read:x@127.0.0.1:5432/payme", "loopback"),
+        ("AIRFLOW_CONN_PAYME_OPS_DB", '{"conn_type": "postgres", "host": "localhost"}', "loopback"),
+        ("AIRFLOW_CONN_PAYME_OPS_DB", "postgres://payme_ops:x@[::1]:5432/payme_ops", "loopback"),
+        (
+            "AIRFLOW_CONN_PAYME_S3_WRITE",
+            '{"conn_type": "aws", "extra": {"endpoint_url": "http://127.0.0.1:9000"}}',
+            "loopback",
+        ),
+        (
+            "AIRFLOW__CORE__AUTH_MANAGER",
+            "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager",
+            "SimpleAuthManager",
+        ),
+        ("AIRFLOW__CORE__AUTH_MANAGER", "", "SimpleAuthManager"),
+        ("AIRFLOW__SENTRY__SENTRY_DSN", "", "Sentry"),
+    ],
+)
+def test_production_refuses(environment: Environment, name: str, value: str, says: str) -> None:
+    (fault,) = environment.faults(PRODUCTION, **{name: value})
+    assert fault.startswith(f"{name}: ")
+    assert says in fault
+    # The other profiles start with the same values.
+    assert environment.load(PRODUCTION, **{name: value, "PAYME_OPS__PROFILE": "staging"})
+
+
+@pytest.mark.parametrize("name", ["AIRFLOW__CORE__AUTH_MANAGER", "AIRFLOW__SENTRY__SENTRY_DSN"])
+def test_production_refuses_what_is_not_set_at_all(environment: Environment, name: str) -> None:
+    (fault,) = environment.faults(without(PRODUCTION, name))
+    assert fault.startswith(f"{name}: ")
+
+
+def test_a_key_with_three_x_in_it_is_no_placeholder(environment: Environment) -> None:
+    key = "xxxvEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjXXXXA="
+    recipient = RECOVERY[:20] + "xxxx" + RECOVERY[24:]
+    assert environment.load(
+        PRODUCTION, PAYME_OPS__BACKUP__TRUSTED_KEYS=key, PAYME_OPS__BACKUP__RECIPIENT_RECOVERY=recipient
+    )
+
+
+def test_every_variable_has_a_description() -> None:
+    assert all(settings.variables().values())
+
+
+def test_production_names_malformed_and_refused_values_together(environment: Environment) -> None:
+    faults = environment.faults(
+        without(PRODUCTION, "AIRFLOW__SENTRY__SENTRY_DSN", "PAYME_OPS__BACKUP__REGION"),
+        PAYME_OPS__BACKUP__BUCKET="change-me",
+    )
+    assert {fault.split(":")[0] for fault in faults} == {
+        "PAYME_OPS__BACKUP__REGION",
+        "PAYME_OPS__BACKUP__BUCKET",
+        "AIRFLOW__SENTRY__SENTRY_DSN",
+    }

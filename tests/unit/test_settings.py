@@ -24,7 +24,7 @@ PRODUCTION = {
     "PAYME_OPS__PROFILE": "production",
     "AIRFLOW__CORE__AUTH_MANAGER": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
     "AIRFLOW__SENTRY__SENTRY_DSN": "https://key@o1.ingest.sentry.io/1",
-    "AIRFLOW_CONN_PAYME_DB_READ": '{"conn_type": "postgres", "host": "db.internal", "extra": {"sslmode": "verify-full"}}',
+    "AIRFLOW_CONN_PAYME_DB_READ": '{"conn_type": "postgres", "host": "db", "extra": {"sslmode": "verify-full"}}',
 }
 
 

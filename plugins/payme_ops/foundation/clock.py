@@ -4,11 +4,13 @@ Instants are stored in UTC. Functions that need the time take it as an argument;
 that reads it, so that tests can travel.
 """
 
+import re
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 EAT = ZoneInfo("Africa/Nairobi")
 _KEY_FORMAT = "%Y%m%dT%H%M%SEAT"
+_STAMP = re.compile(r"[12][0-9]{7}T[0-9]{6}EAT")
 
 
 def utc_now() -> datetime:
@@ -23,6 +25,8 @@ def key_stamp(instant: datetime) -> str:
 
 def parse_key_stamp(stamp: str) -> datetime:
     """The UTC instant of a key stamp. Raises ValueError for any other text."""
+    if not _STAMP.fullmatch(stamp):  # strptime alone takes fewer digits, too
+        raise ValueError(f"{stamp!r} is not a key stamp")
     return datetime.strptime(stamp, _KEY_FORMAT).replace(tzinfo=EAT).astimezone(UTC)
 
 

@@ -18,8 +18,6 @@ from sandbox.http import silent
 from tests.support.waiting import eventually
 
 SETTINGS = {**postgres.TEST_SETTINGS, "log_statement": "none", "log_lock_waits": "on", "deadlock_timeout": "300ms"}
-# A restore makes objects in the name of their owners, so its role has to be a member of each.
-_OWNERS = ("payme_owner", "payme_ledger", "payme_reporting")
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,6 @@ def running(bin_dir: Path) -> Iterator[Site]:
         try:
             with _s3(site):
                 world.prepare(site.world, size="test")
-                with site.admin("postgres") as connection:
-                    connection.execute(f"GRANT {', '.join(_OWNERS)} TO payme_db_restore")
                 yield site
         finally:
             postgres.stop(site.cluster, "immediate")

@@ -30,7 +30,8 @@ SOME: dict[str, Any] = json.loads(
     "archive": {"key": "a", "size_bytes": 1, "sha256": "00"}, "globals": {"key": "b", "size_bytes": 1, "sha256": "00"},
     "sealing": {"format": "age-encryption.org/v1", "recipients": {"recovery": "age1", "drill": "age1"}},
     "truth": {"hash_algorithm": "hash_record_extended/1", "relations": [
-                 {"schema_name": "public", "name": "users", "kind": "table", "rows": 3, "content_hash": "9", "note": ""},
+                 {"schema_name": "public", "name": "users", "kind": "table", "rows": 3,
+                  "content_hash": "9", "note": ""},
                  {"schema_name": "public", "name": "days", "kind": "materialised view", "rows": null,
                   "content_hash": null, "note": "definition only"}],
               "sequences": [], "extensions": [], "roles": [], "grants": [],

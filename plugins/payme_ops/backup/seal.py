@@ -79,8 +79,10 @@ def seal(chunks: Iterator[bytes], target: Writer, recipients: dict[str, str]) ->
     source, sink = _Source(chunks), _Sink(target.write)
     try:
         pyrage.encrypt_io(source, sink, keys)
-    except pyrage.EncryptError:
-        raise source.error or sink.error or IntegrityError("encryption failed") from None
+    except pyrage.EncryptError as error:
+        raise source.error or sink.error or IntegrityError("encryption failed", found=str(error)[:120]) from None
+    if sink.error:  # pyrage swallows what its very last write raises
+        raise sink.error
 
 
 def unseal(chunks: Iterator[bytes], target: Writer, identity: pyrage.x25519.Identity) -> None:
@@ -88,15 +90,19 @@ def unseal(chunks: Iterator[bytes], target: Writer, identity: pyrage.x25519.Iden
     source, sink = _Source(chunks), _Sink(target.write)
     try:
         pyrage.decrypt_io(source, sink, [identity])
-    except pyrage.DecryptError as error:
-        if source.error or sink.error:
-            raise (source.error or sink.error) from None  # type: ignore[misc]  # one of them is set
-        raise IntegrityError(
-            "the archive cannot be opened",
-            expected="bytes sealed to this identity, whole and unchanged",
-            found=str(error)[:120],
-            remedy="check that the identity is this backup's drill or recovery key; if so, the object was damaged",
+    except (pyrage.DecryptError, OSError) as error:  # OSError: damage behind the header
+        raise (
+            source.error
+            or sink.error
+            or IntegrityError(
+                "the archive cannot be opened",
+                expected="bytes sealed to this identity, whole and unchanged",
+                found=str(error)[:120],
+                remedy="check that the identity is this backup's drill or recovery key; if so, the object was damaged",
+            )
         ) from None
+    if sink.error:
+        raise sink.error
 
 
 @dataclass

@@ -95,9 +95,7 @@ class Supervisor:
                 pass_fds=[self._lock.fileno()],
                 cwd=Path(__file__).parents[1],
             )
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGHUP):
-                self._handlers[number] = signal.signal(number, _leave)
+        self._catch_signals()
         return self
 
     def __exit__(
@@ -110,6 +108,15 @@ class Supervisor:
                 signal.signal(number, handler)
             if self._lock is not None:
                 self._lock.close()
+
+    def _catch_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        # SIGINT too: a shell script's background jobs are born with it ignored. SIGHUP not if ignored: nohup.
+        handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _leave}
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            handlers[signal.SIGHUP] = _leave
+        self._handlers = {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
     def start(self, *processes: Process) -> None:
         """Start all at once, return when each is ready; the next call's processes may rely on these.

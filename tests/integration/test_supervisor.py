@@ -216,8 +216,10 @@ SUPERVISED = textwrap.dedent("""
 
 @pytest.fixture
 def supervised(tmp_path: Path, diary: Diary) -> Iterator["subprocess.Popen[bytes]"]:
+    command = [sys.executable, "-c", SUPERVISED, str(tmp_path), str(diary.path), WORKER]
     process = subprocess.Popen(
-        [sys.executable, "-c", SUPERVISED, str(tmp_path), str(diary.path), WORKER],
+        # As a shell script starts its background jobs: with SIGINT ignored.
+        ["/bin/sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command],
         cwd=PROJECT,
         stdout=subprocess.PIPE,
     )

@@ -1,0 +1,173 @@
+"""docs/first-run.md, line by line: a server and a store that know nothing of payme-ops, and IAM policies enforced."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from sandbox import postgres
+from sandbox.http import silent
+from sandbox.payme_db import generate
+from tests.support import document
+from tests.support.waiting import eventually
+
+BLOCKS = document.blocks("first-run.md")
+BUCKET, REGION = "payme-first-run", "af-south-1"
+# The stand-in for AWS asks for permissions from here on: the administrator's part is done.
+FROM_HERE_ON = "payme_ops ops-db migrate"
+
+
+@pytest.fixture
+def server() -> Iterator[postgres.Cluster]:
+    """PayMe's database as it is before payme-ops comes."""
+    with postgres.temporary_cluster() as cluster:
+        size = generate.SIZES["test"]
+        generate.create(cluster.conninfo(), users=size.users, transactions=size.transactions, seed=1)
+        with psycopg.connect(cluster.conninfo("payme"), autocommit=True) as connection:
+            for role in ("payme_db_read", "payme_db_restore"):
+                connection.execute(f"DROP OWNED BY {role}")  # type: ignore[arg-type]
+                connection.execute(f"DROP ROLE {role}")  # type: ignore[arg-type]
+        yield cluster
+
+
+@pytest.fixture
+def aws(tmp_path: Path) -> Iterator[str]:
+    """S3 and IAM without any bucket or user; its URL."""
+    port = postgres.free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sandbox.s3", "--port", str(port), "--state", str(tmp_path / "s3")],
+        cwd=postgres.PROJECT,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=postgres.die_with_parent(signal.SIGKILL),
+    )
+    try:
+        eventually(lambda: process.poll() is not None or silent(f"{url}/moto-api/") is None, "the S3 server")
+        assert process.poll() is None, "the S3 server ended"
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def environment(folder: Path, server: postgres.Cluster, aws: str) -> dict[str, str]:
+    """What the administrators have before they begin."""
+    document.require("age-keygen", "openssl", "setsid")
+    aws_cli = Path(sys.executable).parent / "aws"
+    path = document.tools(folder / "tools", aws=aws_cli, psql=server.bin_dir / "psql")
+    (folder / ".pg_service.conf").write_text(
+        "".join(
+            f"[{name}]\nhost=127.0.0.1\nport={server.port}\nuser={server.superuser}\n\n"
+            for name in ("admin", "ops_admin")
+        )
+    )
+    passwords = folder / ".pgpass"
+    passwords.write_text(f"127.0.0.1:{server.port}:*:{server.superuser}:{server.password}\n")
+    passwords.chmod(0o600)
+    return {
+        "PATH": f"{path}:/usr/local/bin:/usr/bin:/bin",
+        "HOME": str(folder),
+        "COLUMNS": "160",
+        "NO_PROXY": "127.0.0.1",
+        "PGSERVICEFILE": str(folder / ".pg_service.conf"),
+        "PGPASSFILE": str(passwords),
+        "AWS_ENDPOINT_URL": aws,
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_ACCESS_KEY_ID": "administrator",
+        "AWS_SECRET_ACCESS_KEY": "administrator",
+    }
+
+
+def values(folder: Path, server: postgres.Cluster) -> dict[str, str]:
+    (folder / "usb").mkdir()
+    place = {"HOST": "127.0.0.1", "PORT": str(server.port)}
+    return {
+        "PROJECT": str(postgres.PROJECT),
+        "PYTHON": sys.executable,
+        "DESK": str(folder / "desk"),
+        "KEYS": str(folder / "usb"),
+        "PROFILE": "production",
+        "DATABASE": "payme",
+        **{f"DB_{name}": value for name, value in place.items()},
+        **{f"OPS_{name}": value for name, value in place.items()},
+        "SSLMODE": "disable",
+        "CLIENT_DIRS": str(server.bin_dir),
+        "BUCKET": BUCKET,
+        "REGION": REGION,
+        "SENTRY_DSN": "https://key@sentry.invalid/1",
+        "AUTH_MANAGER": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
+    }
+
+
+def enforcing(url: str) -> str:
+    """Lines after which the stand-in answers 403 to what no policy allows.
+
+    S3 asks for s3:ListBucket where a bucket's head is read; the stand-in has an action of its own for it.
+    """
+    head = {"Effect": "Allow", "Action": "s3:HeadBucket", "Resource": f"arn:aws:s3:::{BUCKET}"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [head]})
+    return (
+        "aws iam put-user-policy --user-name payme_s3_write --policy-name head"
+        f" --policy-document '{policy}'\n"
+        f"curl --silent --fail --header 'Content-Type: text/plain' --data 0 {url}/moto-api/reset-auth\n"
+    )
+
+
+def test_the_lines_lead_to_a_backup_that_restores(tmp_path: Path, server: postgres.Cluster, aws: str) -> None:
+    env = environment(tmp_path, server, aws)
+    lines = [document.with_values(BLOCKS[0], values(tmp_path, server)), *BLOCKS[1:]]
+    step = next(number for number, text in enumerate(lines) if FROM_HERE_ON in text)
+    told = document.run([*lines[:step], enforcing(aws), *lines[step:]], env, tmp_path)
+
+    assert re.search(r"database payme_first_restore holds [0-9,]+ rows, equal to the manifest", told)
+    desk = tmp_path / "desk"
+    for path in desk.iterdir():
+        assert path.stat().st_mode & 0o077 == 0, f"others may read {path.name}"
+    require_airflow_door(env, desk)
+    require_least_power(env, desk)
+
+
+def require_airflow_door(env: dict[str, str], desk: Path) -> None:
+    """The connections of step 8 pass every check, as the services and profiles of step 5 did."""
+    wanted = dict(
+        line.split("=", 1) for name in ("env", "airflow.env") for line in (desk / name).read_text().split("\n") if line
+    )
+    # Production would refuse loopback addresses in these.
+    wanted |= {"PAYME_OPS__PROFILE": "staging", "AIRFLOW_HOME": str(desk / "airflow")}
+    python = (
+        "from payme_ops.backup import preflight; from payme_ops.orchestration.connections import desk;"
+        "preflight.require_passed(preflight.examine(desk(), actor='test', for_run=True))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", python],
+        cwd=desk,
+        env={**env, **wanted, "PYTHONPATH": str(postgres.PROJECT / "plugins")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def require_least_power(env: dict[str, str], desk: Path) -> None:
+    """The writer cannot delete, the reader cannot write."""
+    profiles = {
+        **{name: value for name, value in env.items() if not name.startswith("AWS_ACCESS")},
+        "AWS_CONFIG_FILE": str(desk / "aws_config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(desk / "aws_credentials"),
+    }
+    for profile, action in (("payme_s3_write", "delete-object"), ("payme_s3_restore", "put-object")):
+        ended = subprocess.run(
+            ["aws", "--profile", profile, "s3api", action, "--bucket", BUCKET, "--key", "postgres/payme/x"],
+            env=profiles,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "AccessDenied" in ended.stderr or "Forbidden" in ended.stderr, ended

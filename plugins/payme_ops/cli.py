@@ -23,7 +23,7 @@ from payme_ops.backup import restore as restoring
 from payme_ops.backup.catalogue import Entry
 from payme_ops.backup.manifest import Manifest, Tier
 from payme_ops.backup.run import Desk, Superseded
-from payme_ops.foundation import evidence, opsdb, settings
+from payme_ops.foundation import opsdb, settings
 from payme_ops.foundation.clock import show, utc_now
 from payme_ops.foundation.errors import (
     IntegrityError,
@@ -105,8 +105,8 @@ def backup_run(
     desk, name, queued_at = _desk(), _run_name(), utc_now()
     bypass = frozenset({"recipients"}) if accept_recipients else frozenset()
     found = preflight.examine(desk, actor=name, for_run=True, bypass=bypass)
+    preflight.record(desk, name, found)
     preflight.require_passed(found)
-    evidence.record(desk.ops, name, found)
     try:
         run.dump_and_store(desk, name, tier, queued_at, report=_report)
     except Superseded as reason:

@@ -15,7 +15,7 @@ from payme_ops.backup import catalogue
 from payme_ops.backup.manifest import Tier
 from payme_ops.backup.run import Desk
 from payme_ops.backup.seal import parse_recipient
-from payme_ops.foundation import lease
+from payme_ops.foundation import evidence, lease
 from payme_ops.foundation.clock import show, utc_now
 from payme_ops.foundation.errors import (
     AlreadyExists,
@@ -76,6 +76,12 @@ def examine(desk: Desk, *, actor: str, for_run: bool, bypass: frozenset[str] = f
         replace(item, verdict=Verdict.BYPASSED) if item.item in bypass and item.verdict is Verdict.FAIL else item
         for item in found
     ]
+
+
+def record(desk: Desk, run: str, found: list[Evidence]) -> None:
+    """Write the evidence to the ops database, unless that is what could not be reached."""
+    if any(item.item == "ops_database" and item.verdict is Verdict.PASS for item in found):
+        evidence.record(desk.ops, run, found)
 
 
 def require_passed(found: list[Evidence]) -> None:

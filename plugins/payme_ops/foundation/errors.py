@@ -22,13 +22,16 @@ PaymeOpsError
     └── TruthMismatch          restored rows or content differ from the manifest
 """
 
+from payme_ops.foundation.scrub import scrub
+
 
 class PaymeOpsError(Exception):
     """Base of all. `str()` is one line that can be shown to a person as it is: no secret, no row data."""
 
     def __init__(self, what: str, *, expected: str = "", found: str = "", remedy: str = "") -> None:
-        self.what, self.expected, self.found, self.remedy = what, expected, found, remedy
-        super().__init__(what, expected, found, remedy)
+        # Names and messages from outside (tables, server errors) may hold what must not leave its place.
+        self.what, self.expected, self.found, self.remedy = map(scrub, (what, expected, found, remedy))
+        super().__init__(self.what, self.expected, self.found, self.remedy)
 
     def __str__(self) -> str:
         parts = [self.what.rstrip(".")]

@@ -13,6 +13,7 @@ from psycopg.types.json import Jsonb
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import NotFound, PaymeOpsError, Unavailable
 from payme_ops.foundation.postgres import connect, speaking
+from payme_ops.foundation.scrub import scrub_all
 from payme_ops.foundation.sql import load
 
 
@@ -78,16 +79,17 @@ def run_check(check: Check, *, actor: str) -> Evidence:
     except PaymeOpsError as error:
         verdict = Verdict.INCONCLUSIVE if isinstance(error, Unavailable) else Verdict.FAIL
         finding = Finding(verdict, {"error": error.what, "found": error.found}, error.remedy)
+    measured = scrub_all(finding.measured)
     return Evidence(
         item=check.item,
         verdict=finding.verdict,
-        measured=finding.measured,
+        measured=measured,
         threshold=check.threshold,
         actor=actor,
         started=started,
         ended=utc_now(),
         source=check.source,
-        sha256=digest(finding.measured),
+        sha256=digest(measured),
         remedy=finding.remedy,
     )
 

@@ -50,7 +50,7 @@ def profile_client(profile: str) -> "S3Client":
     except BotoCoreError as error:
         raise StoreRefused(
             f"AWS profile {profile} cannot be used",
-            found=scrub(str(error)),
+            found=str(error),
             remedy="add the profile to the file that AWS_CONFIG_FILE names",
         ) from None
 

@@ -56,7 +56,7 @@ def speaking(what: str) -> Iterator[None]:
 
 def _translate(what: str, error: psycopg.Error) -> DatabaseError | DatabaseUnavailable:
     state = error.sqlstate or ""
-    message = scrub(error.diag.message_primary or str(error).strip().split("\n")[0])
+    message = error.diag.message_primary or str(error).strip().split("\n")[0]
     if _TRANSIENT.fullmatch(state) or (not state and isinstance(error, psycopg.OperationalError)):
         return DatabaseUnavailable(
             what,
@@ -135,7 +135,7 @@ def tool_version(path: Path) -> tuple[int, int]:
         raise NotFound(f"{path} cannot be run", found=type(error).__name__) from None
     found = re.search(r"\b(\d+)(?:\.(\d+))?", text)
     if found is None:
-        raise NotFound(f"{path} printed no version", found=scrub(text.strip())[:80])
+        raise NotFound(f"{path} printed no version", found=text.strip()[:80])
     return int(found[1]), int(found[2] or 0)
 
 

@@ -9,8 +9,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 from payme_ops.backup import preflight as checks
 from payme_ops.backup import run
 from payme_ops.backup.manifest import Tier
-from payme_ops.foundation import evidence
 from payme_ops.foundation.clock import show
+from payme_ops.foundation.scrub import scrub
 from payme_ops.foundation.stop import stoppable
 from payme_ops.orchestration.connections import desk
 
@@ -22,13 +22,13 @@ def preflight() -> None:
     context = get_current_context()
     reason = context["params"].get("reason")
     if reason:
-        _log.info("reason given: %s", reason)
+        _log.info("reason given: %s", scrub(reason))
     found_desk = desk()
     found = checks.examine(found_desk, actor=_run(context), for_run=True)
     for item in found:
         _log.info("%-12s %-18s %s", item.verdict.upper(), item.item, checks.plain(item.measured))
+    checks.record(found_desk, _run(context), found)
     checks.require_passed(found)
-    evidence.record(found_desk.ops, _run(context), found)
 
 
 def dump_and_store(tier: Tier) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""A real Airflow (scheduler, dag-processor, triggerer, API server) with the desk's DAGs, in PayMe's world."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox import airflow, world
+from sandbox.airflow import Api
+from sandbox.http import call
+from sandbox.supervisor import Supervisor
+from sandbox.world import World
+
+DAG = "backup_daily"
+PARSED_WITHIN_SECONDS = 120.0
+RUN_WITHIN_SECONDS = 240.0
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The running desk, and what its users see of it."""
+
+    world: World
+    supervisor: Supervisor
+    api: Api
+
+    def run(self, dag: str = DAG, **conf: object) -> tuple[str, str]:
+        """Trigger by the API once nothing runs, wait for the end; (run id, state)."""
+        self.supervisor.until(partial(self.api.busy, dag), dag, RUN_WITHIN_SECONDS)
+        return airflow.run_dag(self.supervisor, self.api, dag, conf, within_seconds=RUN_WITHIN_SECONDS)
+
+    def states(self, run: str, dag: str = DAG) -> dict[str, str]:
+        """State of each task of a run."""
+        return {task["task_id"]: task["state"] for task in self.api.tasks(dag, run)}
+
+    def slack(self) -> list[dict[str, Any]]:
+        """Messages that arrived in the stand-in."""
+        messages: list[dict[str, Any]] = call("GET", f"{self.world.url('slack')}/messages.json")[1]
+        return messages
+
+    def sentry(self) -> list[dict[str, Any]]:
+        """Error events that arrived in the stand-in."""
+        events: list[dict[str, Any]] = call("GET", f"{self.world.url('sentry')}/events.json")[1]
+        return events
+
+
+@pytest.fixture(scope="session")
+def desk() -> Iterator[Desk]:
+    """One desk for the whole session; about half a minute to start."""
+    # Not below the project: the path of a pytest temporary folder is closed to the database's own user.
+    root = Path(tempfile.mkdtemp(prefix="payme-ops-e2e-"))
+    try:
+        with world.running(root, size="test") as (here, supervisor):
+            env = airflow.environment(here)
+            env["AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY"] = "1"
+            since = datetime.now(UTC)
+            airflow.start(here, supervisor, env)
+            api = airflow.login(here)
+            supervisor.until(partial(api.dag_missing, DAG, since), DAG, PARSED_WITHIN_SECONDS)
+            yield Desk(here, supervisor, api)
+    finally:
+        world.remove(root)
+        shutil.rmtree(root, ignore_errors=True)

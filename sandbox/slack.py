@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qs
 from zoneinfo import ZoneInfo
 
 from sandbox.mrkdwn import plain, plain_to_html, safe_link, to_html
@@ -97,7 +97,8 @@ def _arguments(request: Request) -> dict[str, Any]:
         return arguments
     if kind != _FORM:
         raise _ApiError("invalid_post_type")
-    form: dict[str, Any] = {**_form(request.body)}
+    form: dict[str, Any] = {}
+    form |= _form(request.body)
     for name in _JSON_ARGUMENTS:
         if name in form:
             try:
@@ -108,7 +109,7 @@ def _arguments(request: Request) -> dict[str, Any]:
 
 
 def _form(body: bytes) -> dict[str, str]:
-    return dict(parse_qsl(body.decode(errors="replace")))
+    return {name: values[-1] for name, values in parse_qs(body.decode(errors="replace")).items()}
 
 
 def _authorise(request: Request, arguments: Mapping[str, Any]) -> None:
@@ -124,8 +125,8 @@ def _post_message(journal: Journal, arguments: Mapping[str, Any]) -> dict[str, A
     if not channel:
         raise _ApiError("channel_not_found")
     record = _accept(journal, {**arguments, "channel": channel}, via="chat.postMessage")
-    shown = {name: record[name] for name in ("ts", "text", "blocks", "thread_ts", "metadata") if name in record}
-    message = {"type": "message", "user": _BOT_USER, "bot_id": _BOT, "app_id": _APP, "team": _TEAM, **shown}
+    message = {"type": "message", "user": _BOT_USER, "bot_id": _BOT, "app_id": _APP, "team": _TEAM}
+    message |= {name: record[name] for name in ("ts", "text", "blocks", "thread_ts", "metadata") if name in record}
     return {"channel": record["channel"], "ts": record["ts"], "message": message}
 
 

@@ -1,0 +1,5 @@
+SELECT id, key, occurrence, severity, what, why, since, next, owner, runbook, link
+FROM ops.alerts
+WHERE key = %(key)s AND sent_at IS NULL
+ORDER BY id
+LIMIT 1

@@ -6,7 +6,6 @@ ends that session and takes over. The holder learns of it by `Lease.check()`, ca
 """
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -39,18 +38,31 @@ class Lease:
     name: str
     holder: str
     token: int
-    renewed_at: float = field(repr=False, default_factory=time.monotonic)
+    _connection: psycopg.Connection = field(repr=False)
     lost: bool = False
 
     def check(self) -> None:
-        """Raise LeaseLost when somebody took over, the session ended, or renewal has not answered in time."""
-        if self.lost or time.monotonic() - self.renewed_at > TTL_SECONDS:
+        """Ask the ops database whether the lease is still ours, and renew it.
+
+        Raises LeaseLost when somebody took over, or the session has ended or does not answer.
+        """
+        if not self.renew():
             raise LeaseLost(
                 f"lease {self.name} was lost by {self.holder}",
                 expected="to hold it until the end",
                 found="its session in the ops database ended or did not answer",
                 remedy="nothing was committed; run it again once the ops database is well",
             )
+
+    def renew(self) -> bool:
+        """Move the expiry on; False, and for ever, when the lease is no longer ours."""
+        if not self.lost:
+            values = {"name": self.name, "token": self.token, "ttl": f"{TTL_SECONDS} seconds"}
+            try:
+                self.lost = self._connection.execute(load("ops/renew_lease.sql"), values).rowcount != 1
+            except psycopg.Error:
+                self.lost = True
+        return not self.lost
 
 
 @contextmanager
@@ -61,9 +73,9 @@ def hold(conninfo: str, name: str, holder: str) -> Iterator[Lease]:
     """
     with connect(conninfo, application=f"payme_ops:lease:{name}"[:63]) as connection:
         token = _acquire(connection, name, holder)
-        lease = Lease(name, holder, token)
+        lease = Lease(name, holder, token, connection)
         stop = threading.Event()
-        renewer = threading.Thread(target=_renew, args=(connection, lease, stop), name=f"lease {name}", daemon=True)
+        renewer = threading.Thread(target=_keep, args=(lease, stop), name=f"lease {name}", daemon=True)
         renewer.start()
         try:
             yield lease
@@ -127,16 +139,6 @@ def _held(connection: psycopg.Connection, name: str) -> LeaseHeld:
     )
 
 
-def _renew(connection: psycopg.Connection, lease: Lease, stop: threading.Event) -> None:
-    while not stop.wait(_RENEW_SECONDS):
-        try:
-            renewed = connection.execute(
-                load("ops/renew_lease.sql"),
-                {"name": lease.name, "token": lease.token, "ttl": f"{TTL_SECONDS} seconds"},
-            ).rowcount
-        except psycopg.Error:
-            renewed = 0
-        if renewed != 1:
-            lease.lost = True
-            return
-        lease.renewed_at = time.monotonic()
+def _keep(lease: Lease, stop: threading.Event) -> None:
+    while not stop.wait(_RENEW_SECONDS) and lease.renew():
+        pass

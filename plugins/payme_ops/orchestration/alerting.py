@@ -1,0 +1,150 @@
+"""One callback for every DAG and every task: tells Slack and Sentry of a failed run, each once.
+
+As a task's on_failure_callback it runs in the task's process and knows the error. As the DAG's it runs in the DAG
+processor a little later: it finds the run told already, or speaks for a task that was killed and could not.
+Nothing heavy is imported here: DAG files import this module.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
+
+from payme_ops.foundation.clock import utc_now
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from payme_ops.foundation.alert import Alert, Slack
+
+_log = logging.getLogger("payme_ops.alert")
+
+_SLACK_SECONDS = 10
+_ERROR_LINES = 12
+_WITHOUT_ERROR = {
+    "task_failure": "The task ended without reporting an error: it was killed, ran out of memory or lost its worker.",
+    "all_tasks_deadlocked": "No task of the run can start any more.",
+    "timed_out": "The run took longer than its dagrun_timeout.",
+}
+_Found = TypeVar("_Found")
+
+
+def alert_failed_run(context: "Context") -> None:
+    """on_failure_callback of tasks and DAGs."""
+    from payme_ops.foundation.alert import raise_alert
+    from payme_ops.orchestration import sentry
+
+    alert, error, tags = _alert(context), _error(context), _tags(context)
+    outcome = raise_alert(
+        _or_none(_ops_database),
+        alert,
+        _or_none(_slack),
+        lambda told: _or_none(functools.partial(sentry.capture, told, error, tags)),
+    )
+    _log.info("alert %s for %s: %s", alert.key, alert.occurrence, outcome)
+
+
+def _or_none(find: Callable[[], _Found]) -> _Found | None:
+    """What cannot be found out must not keep the rest from being told."""
+    try:
+        return find()
+    except Exception:
+        _log.exception("%s failed; the alert goes on without", getattr(find, "__name__", "a part of the alert"))
+        return None
+
+
+def _ops_database() -> str:
+    from payme_ops.orchestration.connections import conninfo
+
+    return conninfo("payme_ops_db")
+
+
+def _slack() -> "Slack":
+    from airflow.providers.slack.hooks.slack import SlackHook
+
+    from payme_ops.foundation.alert import Slack
+    from payme_ops.foundation.settings import SlackSettings
+
+    channel = _setting("PAYME_OPS__SLACK__CHANNEL", SlackSettings().channel)
+    return Slack(SlackHook(slack_conn_id="payme_slack", timeout=_SLACK_SECONDS).get_conn(), channel)
+
+
+def _setting(variable: str, default: str) -> str:
+    # Not through settings.load(): a run that failed because of its settings has to be told too.
+    return os.environ.get(variable) or default
+
+
+def _alert(context: "Context") -> "Alert":
+    from airflow.sdk.configuration import conf
+
+    from payme_ops.foundation.alert import Alert, Severity
+    from payme_ops.foundation.settings import AlertSettings
+
+    dag_id, run_id, task = _dag_id(context), context["run_id"], context.get("ti")
+    error = _error(context)
+    page = f"{conf.get('api', 'base_url', fallback='http://localhost:8080').rstrip('/')}/dags/{dag_id}"
+    return Alert(
+        key=f"run_failed:{dag_id}",
+        occurrence=_occurrence(context),
+        severity=Severity.CRITICAL,
+        what=f"{dag_id} failed{_in_task(task)}",
+        why=_why(context, error),
+        since=_failed_at(task),
+        next=_next(dag_id, getattr(error, "remedy", "")),
+        owner=_setting("PAYME_OPS__ALERT__OWNER", AlertSettings().owner),
+        runbook=page,  # Airflow shows the runbook there as the DAG's documentation
+        link=f"{page}/runs/{quote(run_id, safe='')}",
+    )
+
+
+def _next(dag_id: str, remedy: str) -> str:
+    first = f"{remedy[:1].upper()}{remedy[1:].rstrip('.')}" or "Look at the first three things in the runbook"
+    return f"{first}; then clear the failed task to run it again. Runbook: docs/runbooks/{dag_id}.md"
+
+
+def _dag_id(context: "Context") -> str:
+    return str(context["dag"].dag_id)
+
+
+def _occurrence(context: "Context") -> str:
+    """One failed run; a run that was cleared and fails again is told again."""
+    cleared = getattr(context.get("dag_run"), "clear_number", 0) or 0
+    return f"{_dag_id(context)}/{context['run_id']}" + (f"/cleared {cleared}" if cleared else "")
+
+
+def _in_task(task: Any) -> str:
+    if task is None:
+        return ""
+    mapped = f"[{task.map_index}]" if (task.map_index or 0) >= 0 and task.map_index is not None else ""
+    return f" in {task.task_id}{mapped}, try {task.try_number}"
+
+
+def _error(context: "Context") -> BaseException | None:
+    error = context.get("exception")
+    return error if isinstance(error, BaseException) else None
+
+
+def _why(context: "Context", error: BaseException | None) -> str:
+    if error is None:
+        reason = str(context.get("reason") or "task_failure")
+        return _WITHOUT_ERROR.get(reason, reason)
+    lines = f"{type(error).__name__}: {error}".strip().splitlines()
+    return "\n".join(lines[:_ERROR_LINES])
+
+
+def _failed_at(task: Any) -> datetime:
+    ended = getattr(task, "end_date", None)
+    return ended if isinstance(ended, datetime) else utc_now()
+
+
+def _tags(context: "Context") -> dict[str, str]:
+    tags = {"dag_id": _dag_id(context), "run_id": str(context["run_id"])}
+    task = context.get("ti")
+    if task is not None:
+        tags |= {"task_id": task.task_id, "try_number": str(task.try_number), "operator": type(task.task).__name__}
+        if task.map_index is not None and task.map_index >= 0:
+            tags["map_index"] = str(task.map_index)
+    return tags

@@ -1,0 +1,136 @@
+"""What leaves for Sentry from an Airflow process: one event for a failed run, with nothing secret in it.
+
+Airflow's own integration (sdk/execution_time/sentry) sets Sentry up in each task process and captures the error of
+every failed try, also of those that will be tried again. Here the last word is spoken: `process` drops that event
+where the run's failure is reported by `alerting.alert_failed_run`, which captures one event for the run, in the task
+process or, after a SIGKILL, in the DAG processor. Errors of tasks without that callback pass. Log lines are
+breadcrumbs, not events.
+
+`[sentry] before_send` cannot do this: Airflow 3.3 hands it to the SDK as a string, and then every event is dropped.
+"""
+
+import functools
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from payme_ops.foundation.alert import Alert
+from payme_ops.foundation.scrub import scrub_all
+
+if TYPE_CHECKING:
+    from sentry_sdk._types import Event, Hint
+
+_log = logging.getLogger("payme_ops.sentry")
+
+_OURS = "payme_ops"  # mechanism of the events captured here
+_BY_CAPTURE_EXCEPTION = "generic"  # mechanism of sentry_sdk.capture_exception, which Airflow calls
+_FLUSH_SECONDS = 5.0
+
+
+@functools.cache
+def install() -> None:
+    """Have every event of this process and its children go through `process`; does nothing when Sentry is off.
+
+    Processors of the global scope run after all others, and are kept when Airflow sets Sentry up later.
+    """
+    if _is_on():
+        import sentry_sdk
+
+        sentry_sdk.get_global_scope().add_event_processor(process)
+
+
+def capture(alert: Alert, error: BaseException | None, tags: Mapping[str, str]) -> str | None:
+    """One event for a failed run. Answers its id; None when Sentry is off or took nothing."""
+    if not _is_on():
+        return None
+    import sentry_sdk
+    from sentry_sdk.utils import event_from_exception
+
+    install()
+    if not sentry_sdk.get_client().is_active():  # the DAG processor: Airflow sets Sentry up for tasks only
+        from airflow.sdk.execution_time.sentry.configured import ConfiguredSentry
+
+        ConfiguredSentry().prepare_to_enrich_errors("")
+    event: Event = {"message": f"{alert.what}: {alert.why}", "level": "error"}
+    if error is not None:
+        options = sentry_sdk.get_client().options
+        event, _ = event_from_exception(error, options, mechanism={"type": _OURS, "handled": False})
+    event["tags"] = {**tags, "owner": alert.owner}
+    # Repeated failures of one task with one error are one issue, whatever the message says.
+    kind = type(error).__name__ if error is not None else "no error reported"
+    event["fingerprint"] = ["failed run", tags.get("dag_id", ""), tags.get("task_id", ""), kind]
+    # Without a hint: the SDK would drop the error as one that it has seen, when Airflow captured it.
+    event_id = sentry_sdk.capture_event(event)
+    sentry_sdk.flush(timeout=_FLUSH_SECONDS)
+    return event_id
+
+
+def process(event: "Event", hint: "Hint") -> "Event | None":
+    """The event as it may leave, or None. An event that cannot be cleaned is replaced by the news of that."""
+    try:
+        if event.get("type") != "transaction" and _is_dropped(event, hint):
+            return None
+        return _clean(event)
+    except Exception as error:  # the SDK sends the event as it was when a processor raises
+        _log.error("a Sentry event could not be cleaned: %s", type(error).__name__)
+        return {
+            "event_id": event.get("event_id", ""),
+            "level": "error",
+            "message": f"an event was withheld, cleaning it failed with {type(error).__name__}",
+        }
+
+
+def _is_on() -> bool:
+    from airflow.sdk.configuration import conf
+
+    return bool(conf.getboolean("sentry", "sentry_on", fallback=False))
+
+
+def _is_dropped(event: "Event", hint: "Hint") -> bool:
+    errors = (event.get("exception") or {}).get("values") or []
+    mechanisms = {(error.get("mechanism") or {}).get("type") for error in errors}
+    if _OURS in mechanisms:
+        return False
+    if event.get("logger") or mechanisms - {_BY_CAPTURE_EXCEPTION, "chained", None}:
+        return True  # captured by the SDK from a log line, a thread or the interpreter's end
+    task_instance = _failed_task(hint)
+    if task_instance is None:
+        return False
+    from payme_ops.orchestration.alerting import alert_failed_run
+
+    if alert_failed_run in task_instance.task.on_failure_callback:
+        return True
+    tags = dict(event.get("tags") or {})
+    event["tags"] = {**tags, "run_id": task_instance.run_id}
+    event["fingerprint"] = [
+        "failed task",
+        task_instance.dag_id,
+        task_instance.task_id,
+        str(errors[-1].get("type")) if errors else "",
+    ]
+    return False
+
+
+def _failed_task(hint: "Hint") -> Any | None:
+    """The task instance whose error Airflow captured.
+
+    Its event names neither the run nor the task's callbacks, but the error's traceback begins in Airflow's task
+    runner, where the task instance is the local variable `ti`.
+    """
+    exc_info = hint.get("exc_info")
+    traceback = exc_info[2] if exc_info else None
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_globals.get("__name__", "").startswith("airflow.sdk.execution_time.") and "ti" in frame.f_locals:
+            return frame.f_locals["ti"]
+        traceback = traceback.tb_next
+    return None
+
+
+def _clean(event: "Event") -> "Event":
+    cleaned: dict[str, Any] = scrub_all(event)
+    for holder in ("exception", "threads"):
+        for value in (cleaned.get(holder) or {}).get("values") or []:
+            for frame in (value.get("stacktrace") or {}).get("frames") or []:
+                frame.pop("vars", None)  # local variables: connections, rows
+    return cast("Event", cleaned)

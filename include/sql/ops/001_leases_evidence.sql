@@ -14,7 +14,7 @@ CREATE TABLE ops.evidence (
     run        text NOT NULL,               -- dag_id/run_id, or cli/<time>/<pid>
     item       text NOT NULL,
     verdict    text NOT NULL CHECK (verdict IN ('pass', 'fail', 'inconclusive', 'bypassed')),
-    measured   jsonb NOT NULL,
+    measured   json NOT NULL,               -- not jsonb, which rewrites numbers: sha256 is over what was measured
     threshold  text NOT NULL,
     actor      text NOT NULL,
     started    timestamptz NOT NULL,

@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Json
 
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import NotFound, PaymeOpsError, Unavailable
@@ -106,7 +106,7 @@ def digest(value: Any) -> str:
 
 def record(conninfo: str, run: str, items: list[Evidence]) -> None:
     """Write evidence to the ops database. Raises DatabaseUnavailable, DatabaseError."""
-    rows = [{**asdict(item), "run": run, "measured": Jsonb(item.measured)} for item in items]
+    rows = [{**asdict(item), "run": run, "measured": Json(item.measured)} for item in items]
     with (
         connect(conninfo, application="payme_ops:evidence") as connection,
         speaking("record evidence"),

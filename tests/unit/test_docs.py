@@ -59,6 +59,8 @@ def named_paths(page: Path) -> Iterator[str]:
             yield f"plugins/{span}"
         elif top in _TOPS and ("/" in span or "." in span):
             yield span
+        elif re.fullmatch(r"\w+\.py", span):  # named after its folder in the sentence or table
+            yield from [] if any((PROJECT / "plugins").rglob(span)) else [span]
 
 
 @every_page

@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 
 from payme_ops.foundation.errors import PaymeOpsError
-from sandbox import demo, world
+from sandbox import demo, tour, world
 from sandbox.postgres import ClusterError
 
 _SHELL_PREFIXES = ("PAYME_OPS__", "PGSERVICEFILE", "PGPASSFILE", "AWS_")
@@ -19,6 +19,8 @@ def main() -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     run = verbs.add_parser("demo", help="start everything, back up, show the proof, stay until Ctrl-C")
     run.add_argument("--once", action="store_true", help="stop everything after the proof")
+    walk = verbs.add_parser("tour", help="one step of docs/tour.md")
+    walk.add_argument("step", type=int, choices=tour.STEPS)
     verbs.add_parser("env", help='print the running demo\'s variables for a shell: eval "$(python -m sandbox env)"')
     verbs.add_parser("clean", help="delete the demo's databases, objects, keys and logs")
     arguments = parser.parse_args()
@@ -26,6 +28,8 @@ def main() -> int:
     try:
         if arguments.verb == "demo":
             demo.demo(console, once=arguments.once)
+        elif arguments.verb == "tour":
+            tour.tour(console)
         elif arguments.verb == "env":
             _print_environment()
         else:

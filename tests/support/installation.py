@@ -18,7 +18,6 @@ from payme_ops.backup.run import Desk
 from payme_ops.foundation import lease, settings
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.objectstore import Bucket, profile_client
-from sandbox import s3
 from sandbox.postgres import PROJECT
 from tests.support.site import Site
 from tests.support.waiting import eventually
@@ -102,7 +101,7 @@ class Installation:
     @property
     def store(self) -> Bucket:
         """The bucket, without any proxy in between."""
-        return Bucket(s3.client(self.site.world.url("s3")), self.bucket_name)
+        return Bucket(self.site.store, self.bucket_name)
 
     @property
     def desk(self) -> Desk:
@@ -204,7 +203,7 @@ class Installation:
         return manifest
 
     def _make_bucket(self) -> None:
-        client = s3.client(self.site.world.url("s3"))
+        client = self.site.store
         client.create_bucket(
             Bucket=self.bucket_name,
             CreateBucketConfiguration={"LocationConstraint": "af-south-1"},

@@ -8,14 +8,18 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 
-from sandbox import postgres, world
+from sandbox import postgres, s3, world
 from sandbox.http import silent
 from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 SETTINGS = {**postgres.TEST_SETTINGS, "log_statement": "none", "log_lock_waits": "on", "deadlock_timeout": "300ms"}
 
@@ -35,6 +39,11 @@ class Site:
     def log(self) -> Path:
         """PostgreSQL's log."""
         return self.world.root / "postgres.log"
+
+    @cached_property
+    def store(self) -> "S3Client":
+        """A client of its S3 that may do everything. Making one takes a while."""
+        return s3.client(self.world.url("s3"))
 
     @contextmanager
     def admin(self, dbname: str = "payme") -> Iterator[psycopg.Connection]:

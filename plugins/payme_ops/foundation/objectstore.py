@@ -103,15 +103,13 @@ class Bucket:
             self.client.put_object(Bucket=self.name, Key=key, Body=body, IfNoneMatch="*", **extra)
 
     def get(self, key: str, *, limit: int = 64 * MIB) -> bytes:
-        """A small object whole. Raises NotFound, or StoreRefused beyond `limit` bytes."""
+        """A small object whole. Raises NotFound, StoreUnavailable when it breaks off, StoreRefused beyond `limit`."""
         with speaking(f"read {key} from bucket {self.name}"):
             answer = self.client.get_object(Bucket=self.name, Key=key)
-            body = answer["Body"].read(limit + 1)
-        if len(body) > limit:
-            raise StoreRefused(
-                f"{key} is too large", expected=f"at most {limit} bytes", found=f"{answer['ContentLength']}"
-            )
-        return body
+            if answer["ContentLength"] <= limit:
+                return answer["Body"].read()  # without a size: only then botocore compares it with the length
+            answer["Body"].close()
+        raise StoreRefused(f"{key} is too large", expected=f"at most {limit} bytes", found=f"{answer['ContentLength']}")
 
     def stream(self, key: str) -> Iterator[bytes]:
         """The object's bytes in chunks of 1 MiB. Raises NotFound, StoreUnavailable when it breaks off."""

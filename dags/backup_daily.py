@@ -12,7 +12,12 @@ PAYME_BACKUP = Asset(name="payme_backup", uri="payme-ops://backup")
 @dag(
     schedule=CronTriggerTimetable("0 2 * * *", timezone="Africa/Nairobi"),
     params={"reason": Param(None, type=["null", "string"], maxLength=200, title="Reason", description="Why by hand?")},
-    **dag_options("backup_daily", area=Area.BACKUP, risk=Risk.READS),
+    **dag_options(
+        "backup_daily",
+        "02:00 EAT: dump, seal, store, read back; a signed manifest says that it is complete",
+        area=Area.BACKUP,
+        risk=Risk.READS,
+    ),
 )
 def backup_daily():
     @task

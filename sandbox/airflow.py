@@ -221,8 +221,14 @@ class Api:
     def log(self, dag: str, run: str, task: str, attempt: int = 1, map_index: int = -1) -> str:
         """The log of one attempt, as text."""
         path = f"/dags/{dag}/dagRuns/{quote(run)}/taskInstances/{task}/logs/{attempt}?map_index={map_index}"
-        lines = self.call("GET", path)["content"]
-        return "\n".join(line if isinstance(line, str) else str(line.get("event", line)) for line in lines)
+        return "\n".join(_log_line(line) for line in self.call("GET", path)["content"])
+
+
+def _log_line(line: str | dict[str, Any]) -> str:
+    if isinstance(line, str):
+        return line
+    errors = [f"{error['exc_type']}: {error['exc_value']}" for error in line.get("error_detail") or []]
+    return "\n".join([str(line.get("event", line)), *errors])
 
 
 def login(world: World, user: str = "oncall") -> Api:

@@ -99,11 +99,11 @@ def unreadable_table(desk: Desk) -> Iterator[None]:
     """A table the backup role may not read, whose name is a phone number: it must not get into any message."""
     with superuser(desk) as connection:
         connection.execute(f'CREATE SCHEMA closed; CREATE TABLE closed."{CANARY_PHONE}" (id int)')
-        connection.execute("ALTER ROLE payme_db_read NOINHERIT; REVOKE pg_read_all_data FROM payme_db_read")
+        connection.execute("REVOKE pg_read_all_data FROM payme_db_read")
         connection.execute("GRANT USAGE ON SCHEMA closed TO payme_db_read")
         yield
         connection.execute("DROP SCHEMA closed CASCADE")
-        connection.execute("GRANT pg_read_all_data TO payme_db_read; ALTER ROLE payme_db_read INHERIT")
+        connection.execute("GRANT pg_read_all_data TO payme_db_read")
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def preflight() -> None:
     found_desk = desk()
     found = checks.examine(found_desk, actor=_run(context), for_run=True)
     for item in found:
-        _log.info("%-12s %-18s %s", item.verdict.upper(), item.item, checks.plain(item.measured))
+        _log.info("%-12s %-18s %s. %s", item.verdict.upper(), item.item, checks.plain(item.measured), item.remedy)
     checks.record(found_desk, _run(context), found)
     checks.require_passed(found)
 

@@ -8,6 +8,7 @@ from typing import Any
 from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
 
 from payme_ops.foundation.errors import LeaseHeld, LeaseLost, PaymeOpsError, Unavailable
+from payme_ops.orchestration.alerting import alert_failed_run
 
 RUNBOOKS = Path(__file__).resolve().parents[3] / "docs" / "runbooks"
 
@@ -37,17 +38,20 @@ class Risk(StrEnum):
     WRITES_PROD = "risk:writes-prod"
 
 
-def dag_options(dag_id: str, *, area: Area, risk: Risk) -> dict[str, Any]:
+def dag_options(dag_id: str, description: str, *, area: Area, risk: Risk) -> dict[str, Any]:
     """Keyword arguments for @dag. The runbook docs/runbooks/<dag_id>.md must exist: it is the DAG's page."""
     return {
         "dag_id": dag_id,
+        "description": description,
         "doc_md": (RUNBOOKS / f"{dag_id}.md").read_text(encoding="utf-8"),
         "tags": [area, risk],
         "start_date": datetime(2026, 1, 1, tzinfo=UTC),
         "catchup": False,
         "max_active_runs": 1,
-        # No dagrun_timeout anywhere: it skips teardowns.
+        # No dagrun_timeout anywhere: it skips teardowns. Alerts hang on both levels: a killed task tells nobody.
+        "on_failure_callback": [alert_failed_run],
         "default_args": {
+            "on_failure_callback": [alert_failed_run],
             "owner": "payme-ops",
             "retries": 2,
             "retry_policy": RETRY_POLICY,

@@ -35,7 +35,7 @@ def main() -> int:
         else:
             world.remove(demo.ROOT)
     except (PaymeOpsError, ClusterError) as error:
-        Console(stderr=True, highlight=False).print(str(error), style="red", markup=False)
+        Console(stderr=True, highlight=False).print(str(error), style="red", markup=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -72,7 +72,7 @@ def newest_backup() -> Manifest:
     bucket = Bucket(profile_client("payme_s3_restore"), config.backup.bucket)
     found = catalogue.newest(bucket, config.backup.database, Tier.DAILY, config.backup.trusted_keys)
     if found is None:
-        raise SandboxError("the bucket holds no complete backup", expected="the manifest of the run that succeeded")
+        raise SandboxError("the bucket holds no complete backup", remedy="run make demo")
     return found
 
 

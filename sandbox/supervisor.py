@@ -30,6 +30,7 @@ from payme_ops.foundation.errors import PaymeOpsError
 GRACE_SECONDS = 20.0  # Airflow's triggerer was seen to need 17
 _POLL_SECONDS = 0.1
 _TAIL_LINES = 20
+_TAIL_WIDTH = 300
 # Given to every component: finds those that left their session, or were born in the instant we were killed.
 _MARK = "PAYME_SANDBOX_RUN"
 
@@ -253,7 +254,7 @@ def _died(child: _Child) -> SandboxError:
     code = child.popen.returncode
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
     lines = child.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
-    tail = "\n    ".join(lines) or "(nothing)"
+    tail = "\n    ".join(line[:_TAIL_WIDTH] for line in lines) or "(nothing)"
     return SandboxError(
         f"{child.process.name} {how}",
         found=f"at the end of its log:\n    {tail}",

@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -111,18 +111,17 @@ def _attempt(source: Source, application: str, consume: Consume, *, report: Repo
         sequences = _sequences(session)
         dumped = Dumped(started, frozen.snapshot_at, frozen.server, _describe(source, frozen.major))
         dumped.milliseconds["locks"] = _since(clock)
-        measuring = _Measuring(session, frozen, sequences, enabled=source.with_truth, report=report)
-        stream = _Stream(source, application, frozen, watch, measuring, dumped)
         try:
-            consume(stream.chunks(), dumped)
-        except Exception:
-            if watch.conflict:
+            with (
+                closing(_Measuring(session, frozen, sequences, enabled=source.with_truth, report=report)) as measuring,
+                closing(_Stream(source, application, frozen, watch, measuring, dumped)) as stream,
+            ):
+                consume(stream.chunks(), dumped)
+        except BaseException as error:
+            watch.end_sessions()
+            if watch.conflict and isinstance(error, Exception):
                 raise _GaveWay(watch.conflict) from None
             raise
-        finally:
-            stream.close()
-            measuring.close()
-            watch.end_sessions()
         return dumped
 
 
@@ -149,9 +148,11 @@ def _freeze(session: psycopg.Connection) -> _Frozen:
         except psycopg.errors.UndefinedTable:  # dropped since it was listed
             session.execute("ROLLBACK")
             continue
-        row = session.execute("SELECT pg_export_snapshot(), date_trunc('second', clock_timestamp())").fetchone()
+        # By our own clock, which also says when a run was asked for, and never later than the snapshot is.
+        snapshot_at = utc_now()
+        row = session.execute("SELECT pg_export_snapshot()").fetchone()
         if row is not None and truth.list_relations(session) == relations:
-            return _Frozen(row[0], row[1], relations, _server(session), server_major(session))
+            return _Frozen(row[0], snapshot_at, relations, _server(session), server_major(session))
         session.execute("ROLLBACK")
     raise _GaveWay("tables are being created or dropped all the time")
 
@@ -323,10 +324,11 @@ class _Stream:
     ) -> None:
         self._dumped, self._measuring = dumped, measuring
         self._outside = frozen.major < _ZSTD_INSIDE_FROM
+        pg_restore = client_tool("pg_restore", frozen.major, source.client_dirs)
         self._start = time.monotonic()
         self._process = _start_pg_dump(source, application, frozen)
         self._stderr = _Tail(self._process.stderr)
-        self._tee = ListingTee(client_tool("pg_restore", frozen.major, source.client_dirs))
+        self._tee = ListingTee(pg_restore)
         watch.on_conflict(self._process.kill)
         watch.on_conflict(measuring.cancel)
 

@@ -1,4 +1,4 @@
--- Not part of any snapshot: a later dump may hold a higher value, never a lower one.
-SELECT schemaname AS schema, sequencename AS name, last_value
+-- Not part of any snapshot: a later dump may be ahead of this, never behind.
+SELECT schemaname AS schema, sequencename AS name, last_value, increment_by, cycle
 FROM pg_sequences
 ORDER BY schemaname COLLATE "C", sequencename COLLATE "C"

@@ -47,11 +47,16 @@ class RelationTruth(_Part):
 
 
 class SequenceTruth(_Part):
-    """A sequence's last value before the dump (None: never used). Sequences follow no snapshot: compare with >=."""
+    """A sequence's last value before the dump (None: never used). Sequences follow no snapshot: the dump may be ahead.
+
+    Ahead is where `increment` points; a sequence that cycles may be anywhere.
+    """
 
     schema_name: str
     name: str
     last_value: int | None
+    increment: int
+    cycles: bool
 
 
 class Extension(_Part):

@@ -30,7 +30,7 @@ from payme_ops.foundation.sql import load
 
 # Equality of these types is identity of their bytes or text.
 _EXACT = {
-    *("bool", "bytea", "char", "name", "int2", "int4", "int8", "oid", "text", "varchar", "bpchar", "uuid"),
+    *("bool", "bytea", "char", "name", "int2", "int4", "int8", "oid", "text", "varchar", "uuid"),
     *("date", "time", "timetz", "timestamp", "timestamptz", "inet", "cidr", "macaddr", "macaddr8", "pg_lsn"),
 }
 _SEND = {
@@ -39,6 +39,7 @@ _SEND = {
     "interval": "interval_send",
     "float4": "float4send",
     "float8": "float8send",
+    "bpchar": "bpcharsend",  # without a length it keeps trailing blanks that equality and ::text do not see
 }
 # pg_class.relkind
 KINDS = {"r": "table", "p": "partitioned table", "m": "materialised view", "f": "foreign table"}
@@ -53,6 +54,8 @@ _PINNED = {
     "IntervalStyle": "iso_8601",
     "bytea_output": "hex",
     "extra_float_digits": "3",
+    "lc_monetary": "C",
+    "search_path": "",  # the text of a regclass has its schema where the path does not
     "row_security": "off",
     "lo_compat_privileges": "on",
     # One core beside the dump's; the other sessions of a production server keep theirs.
@@ -86,7 +89,7 @@ def list_relations(connection: psycopg.Connection) -> list[dict[str, Any]]:
 def list_sequences(connection: psycopg.Connection) -> list[SequenceTruth]:
     """Every sequence's last value. Read it before the dump starts: the dump may be ahead of it, never behind."""
     return [
-        SequenceTruth(schema_name=row[0], name=row[1], last_value=row[2])
+        SequenceTruth(schema_name=row[0], name=row[1], last_value=row[2], increment=row[3], cycles=row[4])
         for row in connection.execute(load("backup/list_sequences.sql"))
     ]
 
@@ -188,14 +191,9 @@ def differences(expected: Truth, found: Truth) -> list[str]:
     for relation in expected.relations:
         lines += _relation_differences(relation, mine.pop(relation.qualified, None))
     lines += [f"{name}: not in the backup" for name in mine]
-    values = {(s.schema_name, s.name): s.last_value or 0 for s in found.sequences}
+    values = {(s.schema_name, s.name): s for s in found.sequences}
     for sequence in expected.sequences:
-        value = values.get((sequence.schema_name, sequence.name))
-        if value is None or value < (sequence.last_value or 0):
-            lines.append(
-                f"sequence {sequence.schema_name}.{sequence.name}: expected at least"
-                f" {sequence.last_value}, found {'nothing' if value is None else value}"
-            )
+        lines += _sequence_differences(sequence, values.get((sequence.schema_name, sequence.name)))
     lines += _missing(
         "extension", ((e.name, e.version) for e in expected.extensions), ((e.name, e.version) for e in found.extensions)
     )
@@ -219,6 +217,18 @@ def _relation_differences(expected: RelationTruth, found: RelationTruth | None) 
             f" {found.content_hash} instead of {expected.content_hash}"
         ]
     return []
+
+
+def _sequence_differences(expected: SequenceTruth, found: SequenceTruth | None) -> list[str]:
+    name, wanted = f"sequence {expected.schema_name}.{expected.name}", expected.last_value
+    if found is None:
+        return [f"{name}: expected {wanted} or later, found no sequence"]
+    if wanted is None or expected.cycles:
+        return []
+    if found.last_value is None:
+        return [f"{name}: expected {wanted} or later, found never used"]
+    behind = (found.last_value - wanted) * expected.increment < 0
+    return [f"{name}: expected {wanted} or later, found {found.last_value}"] if behind else []
 
 
 def _missing(what: str, expected: Iterable[tuple[str, str]], found: Iterable[tuple[str, str]]) -> list[str]:

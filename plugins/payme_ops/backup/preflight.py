@@ -35,6 +35,7 @@ from payme_ops.foundation.postgres import (
     speaking,
     tool_version,
 )
+from payme_ops.foundation.settings import Profile
 from payme_ops.foundation.signing import load_private_key, public_key
 from payme_ops.foundation.sql import load
 
@@ -52,6 +53,7 @@ def checks(desk: Desk, *, for_run: bool) -> list[Check]:
     bucket = f"bucket {desk.bucket.name}"
     table: list[tuple[str, str, str, Callable[[Desk], Finding]]] = [
         ("database", f"PostgreSQL {OLDEST_MAJOR} to {NEWEST_MAJOR} answers", database, _database),
+        ("encrypted_connection", "TLS in production", database, _encrypted_connection),
         ("client_tools", "pg_dump, pg_dumpall, pg_restore of the server's major version", database, _client_tools),
         ("replica", f"primary, or replay at most {REPLICA_LAG_SECONDS} s behind with feedback on", database, _replica),
         ("readable", "every table and sequence", database, _readable),
@@ -59,6 +61,7 @@ def checks(desk: Desk, *, for_run: bool) -> list[Check]:
         ("bucket", "reachable, in the region of the settings", bucket, _bucket),
         ("bucket_encryption", "default encryption on", bucket, _encryption),
         ("bucket_versioning", "versioning on", bucket, _versioning),
+        ("object_lock", "on in production", bucket, _object_lock),
         ("written_once", "a second write of a key is refused", bucket, _written_once),
         ("clock", f"at most {CLOCK_SKEW_SECONDS} s from the store's clock", bucket, _clock),
         ("recipients", "two recipients that parse, as in the last manifest", "settings", _recipients),
@@ -138,6 +141,14 @@ def _database(desk: Desk) -> Finding:
     return passed({"major": major, "database": name})
 
 
+def _encrypted_connection(desk: Desk) -> Finding:
+    with _source(desk) as connection:
+        tls = bool(connection.pgconn.ssl_in_use)
+    if not tls and desk.settings.profile is Profile.PRODUCTION:
+        return failed({"tls": "off"}, "set sslmode=verify-full in the connection payme_db_read (docs/first-run.md)")
+    return passed({"tls": "on" if tls else "off"})
+
+
 def _client_tools(desk: Desk) -> Finding:
     with _source(desk) as connection:
         major = server_major(connection)
@@ -206,11 +217,11 @@ def _bucket(desk: Desk) -> Finding:
 def _encryption(desk: Desk) -> Finding:
     try:
         with speaking_store(f"read the encryption of bucket {desk.bucket.name}"):
-            rules = desk.bucket.client.get_bucket_encryption(Bucket=desk.bucket.name)
-    except NotFound:
+            answer = desk.bucket.client.get_bucket_encryption(Bucket=desk.bucket.name)
+        defaults = answer["ServerSideEncryptionConfiguration"]["Rules"][0]["ApplyServerSideEncryptionByDefault"]
+    except (NotFound, KeyError):  # KeyError: a store that does not know the question answers 200 with something else
         return failed({"default_encryption": "none"}, "turn on default encryption of the bucket (docs/first-run.md)")
-    first = rules["ServerSideEncryptionConfiguration"]["Rules"][0]["ApplyServerSideEncryptionByDefault"]
-    return passed({"default_encryption": first["SSEAlgorithm"]})
+    return passed({"default_encryption": defaults["SSEAlgorithm"]})
 
 
 def _versioning(desk: Desk) -> Finding:
@@ -219,6 +230,17 @@ def _versioning(desk: Desk) -> Finding:
     if status != "Enabled":
         return failed({"versioning": status}, "turn on versioning: deleted backups can then be brought back")
     return passed({"versioning": status})
+
+
+def _object_lock(desk: Desk) -> Finding:
+    try:
+        with speaking_store(f"read the Object Lock of bucket {desk.bucket.name}"):
+            desk.bucket.client.get_object_lock_configuration(Bucket=desk.bucket.name)
+    except NotFound:
+        if desk.settings.profile is Profile.PRODUCTION:
+            return failed({"object_lock": "off"}, "use a bucket made with Object Lock (docs/first-run.md)")
+        return passed({"object_lock": "off"})
+    return passed({"object_lock": "on"})
 
 
 def _written_once(desk: Desk) -> Finding:

@@ -97,7 +97,7 @@ def require_passed(found: list[Evidence]) -> None:
     if not bad:
         return
     lines = "".join(f"\n  - {item.item} ({item.verdict}): {plain(item.measured)}. {item.remedy}" for item in bad)
-    what = f"preflight: {len(bad)} of {len(found)} checks did not pass; nothing was touched{lines}\n"
+    what = f"preflight: {len(bad)} of {len(found)} checks did not pass; nothing was touched{lines}"
     remedy = "mend what is named, then run again; `python -m payme_ops doctor` runs the same checks"
     if [item.item for item in bad] == ["lease"] and bad[0].verdict is Verdict.FAIL:
         raise LeaseHeld("another backup is at work", found=plain(bad[0].measured), remedy=bad[0].remedy)

@@ -10,6 +10,7 @@ from payme_ops.backup import preflight as checks
 from payme_ops.backup import run
 from payme_ops.backup.manifest import Tier
 from payme_ops.foundation.clock import show
+from payme_ops.foundation.evidence import Verdict
 from payme_ops.foundation.scrub import scrub
 from payme_ops.foundation.stop import stoppable
 from payme_ops.orchestration.connections import desk
@@ -26,7 +27,8 @@ def preflight() -> None:
     found_desk = desk()
     found = checks.examine(found_desk, actor=_run(context), for_run=True)
     for item in found:
-        _log.info("%-12s %-18s %s. %s", item.verdict.upper(), item.item, checks.plain(item.measured), item.remedy)
+        level = logging.INFO if item.verdict is Verdict.PASS else logging.ERROR
+        _log.log(level, "%-12s %-20s %s. %s", item.verdict.upper(), item.item, checks.plain(item.measured), item.remedy)
     checks.record(found_desk, _run(context), found)
     checks.require_passed(found)
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,15 @@ class Installation:
 
     def set(self, name: str, value: str | None) -> None:
         """One setting, for this test; None removes it."""
-        variable = f"{settings.PREFIX}{name}"
-        if value is None:
-            self._monkeypatch.delenv(variable)
-        else:
-            self._monkeypatch.setenv(variable, value)
+        self.set_all({f"{settings.PREFIX}{name}": value})
+
+    def set_all(self, variables: Mapping[str, str | None]) -> None:
+        """Any variables of the environment, for this test; None removes one."""
+        for name, value in variables.items():
+            if value is None:
+                self._monkeypatch.delenv(name, raising=False)
+            else:
+                self._monkeypatch.setenv(name, value)
 
     def reach_store_at(self, url: str) -> None:
         """Go through another endpoint, for example a proxy."""

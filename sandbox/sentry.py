@@ -147,7 +147,9 @@ def _values(part: object) -> list[dict[str, Any]]:
 
 def _place(error: Mapping[str, Any]) -> str:
     frames = (error.get("stacktrace") or {}).get("frames") or []
-    return f"{frames[-1].get('module', '')} in {frames[-1].get('function', '')}" if frames else ""
+    if not frames:
+        return ""
+    return f"{frames[-1].get('module') or frames[-1].get('filename') or '?'} in {frames[-1].get('function')}"
 
 
 def _time(text: object) -> str:
@@ -218,9 +220,8 @@ def _render_error(error: Mapping[str, Any]) -> str:
 def _frame_rows(frames: list[dict[str, Any]]) -> Iterator[str]:
     for frame in reversed(frames):
         inside = " in-app" if frame.get("in_app") else ""
-        where = (
-            f"{frame.get('filename')} in <b>{html.escape(str(frame.get('function')))}</b>, line {frame.get('lineno')}"
-        )
+        file, function, line = (html.escape(str(frame.get(name))) for name in ("filename", "function", "lineno"))
+        where = f"{file} in <b>{function}</b>, line {line}"
         code = html.escape(str(frame.get("context_line") or "").strip())
         variables = f"<pre>{_json(frame['vars'])}</pre>" if frame.get("vars") else ""
         yield f"<li class='frame{inside}'>{where}<code>{code}</code>{variables}</li>"

@@ -89,7 +89,7 @@ def _arguments(request: Request) -> dict[str, Any]:
     kind = request.headers.get("Content-Type", _FORM).partition(";")[0].strip()
     if kind == "application/json":
         try:
-            arguments = request.json()
+            arguments = request.json() if request.body else {}
         except ValueError:
             raise _ApiError("invalid_json") from None
         if not isinstance(arguments, dict):

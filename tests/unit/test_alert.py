@@ -70,15 +70,15 @@ def test_an_error_cannot_leave_its_code_block(alert: Alert) -> None:
 
 
 def test_the_message_says_what_why_since_whom_and_where() -> None:
-    header, why, facts, links, context = blocks(ALERT)
+    header, why, facts, to_do, links, context = blocks(ALERT)
     assert header["text"]["text"] == ":red_circle: backup_daily failed in dump_and_store, try 3"
     assert why["text"]["text"].strip("`").startswith("DatabaseUnavailable: connect to PostgreSQL")
     assert [field["text"] for field in facts["fields"]] == [
         "*Since*\n2026-11-24 02:00:13 EAT",
         "*Who to call*\npayme-ops on call",
-        "*What to do*\nRead the runbook",
     ]
-    assert links["text"]["text"] == f"<{ALERT.link}|Open the run>   <{ALERT.runbook}|Runbook>"
+    assert to_do["text"]["text"] == "*What to do*\nRead the runbook"
+    assert links["text"]["text"] == f"<{ALERT.link}|Open the run> · <{ALERT.runbook}|Runbook>"
     assert ALERT.key in context["elements"][0]["text"]
     assert (
         notification(ALERT)
@@ -89,7 +89,7 @@ def test_the_message_says_what_why_since_whom_and_where() -> None:
 @pytest.mark.parametrize("link", ["", "javascript:alert(1)", "docs/runbooks/x.md", "http://x/" + "a" * 2000])
 def test_what_is_no_link_is_not_shown_as_one(link: str) -> None:
     message = blocks(replace(ALERT, link=link, runbook=link))
-    assert [block["type"] for block in message] == ["header", "section", "section", "context"]
+    assert [block["type"] for block in message] == ["header", "section", "section", "section", "context"]
 
 
 def test_the_sign_tells_the_severity() -> None:

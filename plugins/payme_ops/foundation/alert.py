@@ -36,7 +36,7 @@ _QUIET = timedelta(hours=1)
 _LOCK_TIMEOUT = "60s"
 
 # Characters. The first five are limits of Slack's Block Kit, or stay below them.
-_MAX_HEADER, _MAX_CODE, _MAX_FIELD, _MAX_CONTEXT, _MAX_URL = 150, 2900, 1900, 2000, 1000
+_MAX_HEADER, _MAX_SECTION, _MAX_FIELD, _MAX_CONTEXT, _MAX_URL = 150, 2900, 1900, 2000, 1000
 _MAX_NOTIFICATION = 600
 
 
@@ -249,17 +249,18 @@ def blocks(alert: Alert, note: str = "") -> list[dict[str, Any]]:
     """The message in Slack's Block Kit. Every text is cut to Slack's limits and escaped where Slack formats it."""
     header = f"{_SIGN[Severity(alert.severity)]} {alert.what.strip() or alert.key}"
     # A backtick in the error could end the code block, and the rest would be formatted.
-    code = _fit(alert.why.strip().replace("`", "'") or "no reason was given", _MAX_CODE)
-    facts = (("Since", show(alert.since)), ("Who to call", alert.owner), ("What to do", alert.next))
+    code = _fit(alert.why.strip().replace("`", "'") or "no reason was given", _MAX_SECTION)
+    facts = (("Since", show(alert.since)), ("Who to call", alert.owner))
     links = [_link(alert.link, "Open the run"), _link(alert.runbook, "Runbook")]
     context = [f"{alert.severity} · {alert.key} · {alert.occurrence}", *([note] if note else [])]
     built: list[dict[str, Any]] = [
         {"type": "header", "text": {"type": "plain_text", "text": _cut(header, _MAX_HEADER), "emoji": True}},
         _section(f"```{code}```"),
         {"type": "section", "fields": [_mrkdwn(f"*{name}*\n{_fit(text, _MAX_FIELD)}") for name, text in facts]},
+        _section(f"*What to do*\n{_fit(alert.next, _MAX_SECTION)}"),
     ]
     if any(links):
-        built.append(_section("   ".join(link for link in links if link)))
+        built.append(_section(" · ".join(link for link in links if link)))
     return [*built, {"type": "context", "elements": [_mrkdwn(_fit(text, _MAX_CONTEXT)) for text in context]}]
 
 

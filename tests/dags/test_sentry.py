@@ -1,0 +1,118 @@
+"""What may leave for Sentry: no secret in any part of an event, and no event beside those for failed runs."""
+
+import json
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payme_ops.orchestration import alerting, sentry
+
+PHONE, KEY, TOKEN = "+254712000111", "5e" * 32, "xoxb-1234-secret"
+SECRETS = (PHONE, KEY, TOKEN)
+
+LEAVES = st.sampled_from([f"user {PHONE} failed", KEY, f"Bearer {TOKEN}", "fine", 17, None, True]) | st.text(
+    max_size=10
+)
+PARTS = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["data", "note", PHONE]) | st.text(max_size=5), inner)
+    ),
+    max_leaves=12,
+)
+EVENTS = st.fixed_dictionaries(
+    {"event_id": st.just("ab" * 16)},
+    optional={
+        "message": LEAVES,
+        "logentry": PARTS,
+        "exception": st.lists(
+            st.fixed_dictionaries(
+                {"type": st.just("ValueError"), "value": LEAVES},
+                optional={
+                    "stacktrace": st.lists(
+                        st.fixed_dictionaries({"function": LEAVES, "context_line": LEAVES, "vars": PARTS}), max_size=3
+                    ).map(lambda frames: {"frames": frames}),
+                },
+            ),
+            max_size=2,
+        ).map(lambda values: {"values": values}),
+        "breadcrumbs": st.lists(PARTS, max_size=3).map(lambda values: {"values": values}),
+        "extra": PARTS,
+        "request": PARTS,
+        "user": PARTS,
+        "contexts": PARTS,
+        "tags": st.dictionaries(st.text(max_size=5), LEAVES),
+    },
+)
+
+
+@given(EVENTS)
+def test_no_secret_leaves_in_any_part(event: Any) -> None:
+    cleaned = sentry.process(event, {})
+    text = json.dumps(cleaned)
+    assert not any(secret in text for secret in SECRETS)
+    assert '"vars"' not in json.dumps((cleaned or {}).get("exception"))
+
+
+def test_an_event_that_cannot_be_cleaned_is_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_value: object) -> object:
+        raise RuntimeError(PHONE)
+
+    monkeypatch.setattr(sentry, "scrub_all", broken)
+    cleaned = sentry.process({"event_id": "ab" * 16, "message": PHONE}, {})
+    assert cleaned is not None
+    assert cleaned["message"] == "an event was withheld, cleaning it failed with RuntimeError"
+    assert PHONE not in json.dumps(cleaned)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"logger": "boto3", "level": "error", "logentry": {"message": "a line in the log"}},
+        {"exception": {"values": [{"type": "ValueError", "mechanism": {"type": "threading", "handled": False}}]}},
+        {"exception": {"values": [{"type": "ValueError", "mechanism": {"type": "excepthook", "handled": False}}]}},
+    ],
+)
+def test_what_the_sdk_captures_by_itself_is_no_event(event: Any) -> None:
+    assert sentry.process(event, {}) is None
+
+
+def test_messages_and_transactions_pass() -> None:
+    assert sentry.process({"message": "a sentinel"}, {}) == {"message": "a sentinel"}
+    assert sentry.process({"type": "transaction", "transaction": f"for {PHONE}"}, {}) == {
+        "type": "transaction",
+        "transaction": "for [phone]",
+    }
+
+
+def _captured_by_airflow(callbacks: list[Any]) -> tuple[Any, Any]:
+    """Event and hint as Airflow's integration makes them: the traceback begins where `ti` is a local variable."""
+    task = SimpleNamespace(on_failure_callback=callbacks)
+    ti = SimpleNamespace(task=task, dag_id="a_dag", task_id="a_task", run_id="a_run")
+    runner = "def run(ti):\n    raise ValueError('failed')"
+    module = {"__name__": "airflow.sdk.execution_time.task_runner"}
+    exec(runner, module)  # noqa: S102  # a stand-in for Airflow's module of that name
+    try:
+        module["run"](ti)  # type: ignore[operator]
+    except ValueError:
+        exc_info = sys.exc_info()
+    event = {"exception": {"values": [{"type": "ValueError", "mechanism": {"type": "generic", "handled": True}}]}}
+    return event, {"exc_info": exc_info}
+
+
+def test_airflows_own_event_is_dropped_where_the_run_is_told() -> None:
+    event, hint = _captured_by_airflow([alerting.alert_failed_run])
+    assert sentry.process(event, hint) is None
+
+
+def test_airflows_own_event_passes_where_nobody_else_tells() -> None:
+    event, hint = _captured_by_airflow([])
+    cleaned = sentry.process(event, hint)
+    assert cleaned is not None
+    assert cleaned["tags"] == {"run_id": "a_run"}
+    assert cleaned["fingerprint"] == ["failed task", "a_dag", "a_task", "ValueError"]

@@ -1,0 +1,110 @@
+"""Airflow DAGs that fail in every way a run can fail. Only tests/e2e/test_alert_once.py reads this folder."""
+
+import logging
+import os
+import signal
+import threading
+from datetime import UTC, datetime, timedelta
+
+from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule, dag, task
+
+from payme_ops.foundation.errors import IntegrityError
+from payme_ops.orchestration.alerting import alert_failed_run
+
+# Given by the test, which looks for them everywhere afterwards.
+PHONE, SECRET = os.environ["TEST_PHONE"], os.environ["TEST_SECRET"]
+
+OPTIONS = {
+    "start_date": datetime(2026, 1, 1, tzinfo=UTC),
+    "catchup": False,
+    "on_failure_callback": alert_failed_run,
+}
+TASKS = {"on_failure_callback": alert_failed_run, "retries": 1, "retry_delay": timedelta(seconds=1)}
+
+
+def noise() -> None:
+    """What the SDK would make events of: an error in the log, and one that ends a thread."""
+    logging.getLogger("payme_ops.test").error("a line at level error")
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+
+
+@dag("raises_every_try", default_args=TASKS, schedule=None, **OPTIONS)
+def raises_every_try():
+    @task
+    def fail():
+        noise()
+        local_password = SECRET
+        raise ConnectionError(f"user {PHONE} with password={local_password}")
+
+    fail()
+
+
+@dag("fails_fast", default_args=TASKS, schedule=None, **OPTIONS)
+def fails_fast():
+    @task(retry_policy=ExceptionRetryPolicy(rules=[RetryRule(IntegrityError, RetryAction.FAIL)]))
+    def fail():
+        raise IntegrityError("SHA-256 differs", expected="a", found="b", remedy="take a fresh backup")
+
+    fail()
+
+
+@dag("heals", default_args=TASKS, schedule=None, **OPTIONS)
+def heals():
+    @task
+    def fail_once(ti=None):
+        if ti.try_number == 1:
+            raise ConnectionError("once")
+
+    fail_once()
+
+
+@dag("is_killed", default_args={**TASKS, "retries": 0}, schedule=None, **OPTIONS)
+def is_killed():
+    @task
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    die()
+
+
+@dag("two_fail", default_args={**TASKS, "retries": 0}, schedule=None, **OPTIONS)
+def two_fail():
+    @task
+    def first():
+        raise ValueError("first")
+
+    @task
+    def second():
+        raise ValueError("second")
+
+    first()
+    second()
+
+
+@dag("cannot_render", default_args={**TASKS, "retries": 0}, schedule=None, **OPTIONS)
+def cannot_render():
+    @task.bash
+    def render() -> str:
+        return "echo {{ 1 / 0 }}"
+
+    render()
+
+
+@dag("has_no_callback", default_args={"retries": 1, "retry_delay": timedelta(seconds=1)}, schedule=None)
+def has_no_callback():
+    @task
+    def fail():
+        raise ValueError("nobody is told but Sentry")
+
+    fail()
+
+
+raises_every_try()
+fails_fast()
+heals()
+is_killed()
+two_fail()
+cannot_render()
+has_no_callback()

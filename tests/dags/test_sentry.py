@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from payme_ops.orchestration import alerting, sentry
@@ -51,6 +51,7 @@ EVENTS = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(EVENTS)
 def test_no_secret_leaves_in_any_part(event: Any) -> None:
     cleaned = sentry.process(event, {})

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from slack_sdk import WebClient
 from slack_sdk.errors import SlackApiError
@@ -218,6 +218,7 @@ def test_nothing_hostile_gets_into_the_page(slack: StandIn) -> None:
     assert '"onclick' not in page
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="<>&;|*_~`:!@#x \n\"'", max_size=60) | st.text(max_size=40))
 def test_mrkdwn_makes_no_tag_but_its_own(text: str) -> None:
     html = to_html(text)

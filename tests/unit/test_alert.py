@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from payme_ops.foundation.alert import Alert, Severity, blocks, notification
@@ -46,11 +46,13 @@ def mrkdwn(message: list[dict[str, Any]]) -> list[str]:
     return texts
 
 
+@settings(deadline=None)
 @given(alert=alerts(), note=TEXTS)
 def test_slack_takes_every_message(alert: Alert, note: str) -> None:
     assert block_faults(blocks(alert, note)) == []
 
 
+@settings(deadline=None)
 @given(alerts())
 def test_outside_text_makes_no_link_or_mention(alert: Alert) -> None:
     for text in mrkdwn(blocks(alert)):
@@ -61,6 +63,7 @@ def test_outside_text_makes_no_link_or_mention(alert: Alert) -> None:
     assert "<" not in notification(alert)
 
 
+@settings(deadline=None)
 @given(alerts())
 def test_an_error_cannot_leave_its_code_block(alert: Alert) -> None:
     code = blocks(alert)[1]["text"]["text"]

@@ -6,7 +6,7 @@ import time
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 
@@ -47,6 +47,7 @@ def only_digits(text: str) -> str:
     return "".join(character for character in text if character.isdigit())
 
 
+@settings(deadline=None)
 @given(phone=kenyan_phones() | foreign_phones(), before=AROUND, after=AROUND)
 @example(phone="0712345678", before="user", after="")
 @example(phone="254712345678", before="COPY payme.users: 17\t", after="\tbytes")
@@ -57,6 +58,7 @@ def test_no_phone_survives(phone: str, before: str, after: str) -> None:
     assert len(only_digits(cleaned)) <= 3, cleaned
 
 
+@settings(deadline=None)
 @given(phone=kenyan_phones(), number=st.integers(0, 999), sep=st.sampled_from(["\t", " ", ",", ";", "|", "\n"]))
 def test_no_phone_survives_between_other_columns(phone: str, number: int, sep: str) -> None:
     cleaned = scrub(f"{number}{sep}{phone}{sep}active")
@@ -64,6 +66,7 @@ def test_no_phone_survives_between_other_columns(phone: str, number: int, sep: s
     assert only_digits(phone)[-9:] not in only_digits(cleaned)
 
 
+@settings(deadline=None)
 @given(st.lists(kenyan_phones(), min_size=2, max_size=5))
 def test_no_phone_of_a_list_survives(phones: list[str]) -> None:
     assert only_digits(scrub(json.dumps(phones))) == ""
@@ -89,6 +92,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@settings(deadline=None)
 @given(data=st.data())
 def test_no_key_survives(shape: str, data: st.DataObject) -> None:
     secret = data.draw(SHAPES[shape])
@@ -118,11 +122,13 @@ NAMES = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(name=NAMES, secret=SECRET_TEXT, sign=st.sampled_from(["=", ": ", " = ", "=>"]))
 def test_no_value_of_a_secret_name_survives(name: str, secret: str, sign: str) -> None:
     assert secret not in scrub(f"env {name}{sign}{secret} end").replace(SECRET, "")
 
 
+@settings(deadline=None)
 @given(name=NAMES, secret=st.text(min_size=6, max_size=40).filter(lambda text: text not in "the secret password"))
 def test_no_quoted_value_of_a_secret_name_survives(name: str, secret: str) -> None:
     for text in (
@@ -137,6 +143,7 @@ def test_no_quoted_value_of_a_secret_name_survives(name: str, secret: str) -> No
 
 
 @example(secret='"a"bc')
+@settings(deadline=None)
 @given(secret=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=6, max_size=40))
 def test_no_libpq_password_survives(secret: str) -> None:
     conninfo = make_conninfo(host="db", user="payme_db_read", password=secret, dbname="payme")
@@ -144,6 +151,7 @@ def test_no_libpq_password_survives(secret: str) -> None:
     assert cleaned.removesuffix(" dbname=payme") == f"connect with host=db user=payme_db_read password={SECRET}"
 
 
+@settings(deadline=None)
 @given(
     secret=SECRET_TEXT,
     scheme=st.sampled_from(["postgresql", "postgres", "postgresql+psycopg2", "https", "redis", "amqp", "s3"]),
@@ -154,28 +162,33 @@ def test_no_password_of_a_url_survives(secret: str, scheme: str, user: str) -> N
     assert cleaned == f"connect to {scheme}://{user}:{SECRET}@db.internal:5432/payme?sslmode=require failed"
 
 
+@settings(deadline=None)
 @given(key=st.text(HEX, min_size=32, max_size=32), host=st.sampled_from(["o1.ingest.sentry.io", "127.0.0.1:9000"]))
 def test_no_sentry_key_survives(key: str, host: str) -> None:
     assert scrub(f"dsn=https://{key}@{host}/42") == f"dsn=https://{SECRET}@{host}/42"
     assert key not in scrub(f"X-Sentry-Auth: Sentry sentry_version=7, sentry_key={key}, sentry_client=x/1")
 
 
+@settings(deadline=None)
 @given(token=st.text(TOKEN, min_size=8, max_size=60), header=st.sampled_from(["Authorization: Bearer ", "bearer "]))
 def test_no_bearer_token_survives(token: str, header: str) -> None:
     assert token not in scrub(f"{header}{token}").replace("Authorization", "").replace("authorization", "")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300) | AROUND.flatmap(lambda text: kenyan_phones().map(lambda phone: text + phone)))
 def test_scrubbing_twice_changes_nothing_more(text: str) -> None:
     assert scrub(scrub(text)) == scrub(text)
 
 
+@settings(deadline=None)
 @given(digest=st.text(HEX, min_size=64, max_size=64), label=st.sampled_from(["sha256", "SHA-256", "content_sha256"]))
 def test_a_labelled_digest_stays(digest: str, label: str) -> None:
     for text in (f"{label}={digest}", f"{label}: {digest}", f"{label} {digest}", json.dumps({label: digest, "n": 1})):
         assert scrub(text) == text
 
 
+@settings(deadline=None)
 @given(instant=st.datetimes(datetime(2020, 1, 1), datetime(2099, 12, 31)), rows=st.integers(0, 10**9))  # noqa: DTZ001
 def test_times_keys_and_run_ids_stay(instant: datetime, rows: int) -> None:
     stamp = instant.replace(tzinfo=UTC).isoformat()
@@ -191,6 +204,7 @@ def test_times_keys_and_run_ids_stay(instant: datetime, rows: int) -> None:
         assert scrub(text) == text
 
 
+@settings(deadline=None)
 @given(count=st.integers(0, 10**15), unit=st.sampled_from(["bytes", "B", "rows", "byte"]))
 @example(count=254712345678, unit="bytes")
 def test_sizes_and_counts_stay(count: int, unit: str) -> None:

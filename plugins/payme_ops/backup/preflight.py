@@ -166,11 +166,17 @@ def _replica(desk: Desk) -> Finding:
         state = cursor.execute(load("backup/replica_state.sql")).fetchone() or {}
     if not state["in_recovery"]:
         return passed({"role": "primary"})
-    age = round(state["replay_age_seconds"] or 0)
-    measured = {"role": "standby", "replay_age_seconds": age, "hot_standby_feedback": state["feedback"]}
+    # No age: nothing has been replayed since its start.
+    age = None if state["replay_age_seconds"] is None else round(state["replay_age_seconds"])
+    measured = {
+        "role": "standby",
+        "caught_up": state["caught_up"],
+        "replay_age_seconds": age,
+        "hot_standby_feedback": state["feedback"],
+    }
     if not state["feedback"]:
         return failed(measured, "set hot_standby_feedback = on, or the primary's vacuum cancels the dump")
-    if age > REPLICA_LAG_SECONDS and not state["caught_up"]:
+    if not state["caught_up"] and (age is None or age > REPLICA_LAG_SECONDS):
         return failed(measured, "wait for the standby to catch up, or point payme_db_read at another server")
     return passed(measured)
 

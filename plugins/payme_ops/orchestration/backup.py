@@ -9,11 +9,13 @@ from airflow.sdk.exceptions import AirflowSkipException
 from payme_ops.backup import preflight as checks
 from payme_ops.backup import run
 from payme_ops.backup.manifest import Tier
+from payme_ops.backup.run import Desk
+from payme_ops.foundation import settings
 from payme_ops.foundation.clock import show
 from payme_ops.foundation.evidence import Verdict
 from payme_ops.foundation.scrub import scrub
 from payme_ops.foundation.stop import stoppable
-from payme_ops.orchestration.connections import desk
+from payme_ops.orchestration.connections import bucket, conninfo
 
 _log = logging.getLogger("payme_ops.backup")
 
@@ -24,7 +26,7 @@ def preflight() -> None:
     reason = context["params"].get("reason")
     if reason:
         _log.info("reason given: %s", scrub(reason))
-    found_desk = desk()
+    found_desk = _desk()
     found = checks.examine(found_desk, actor=_run(context), for_run=True)
     for item in found:
         level = logging.INFO if item.verdict is Verdict.PASS else logging.ERROR
@@ -38,7 +40,7 @@ def dump_and_store(tier: Tier) -> dict[str, Any]:
     context = get_current_context()
     try:
         with stoppable():
-            draft = run.dump_and_store(desk(), _run(context), tier, context["dag_run"].run_after, report=_log.info)
+            draft = run.dump_and_store(_desk(), _run(context), tier, context["dag_run"].run_after, report=_log.info)
     except run.Superseded as reason:
         _log.info("skipped: %s", reason)
         raise AirflowSkipException(str(reason)) from None
@@ -52,17 +54,27 @@ def dump_and_store(tier: Tier) -> dict[str, Any]:
 
 def read_back() -> dict[str, Any]:
     """Read every stored byte again and compare."""
-    checked = run.read_back(desk(), _run(get_current_context()), report=_log.info)
+    checked = run.read_back(_desk(), _run(get_current_context()), report=_log.info)
     return {"archive": checked.archive.key, "sha256": checked.archive.sha256, "equal": True}
 
 
 def commit(asset: Asset) -> str:
     """Write the signed manifest; the asset event carries its key."""
     context = get_current_context()
-    done = run.commit(desk(), _run(context))
+    done = run.commit(_desk(), _run(context))
     _log.info("backup %s is complete: %s rows, %s bytes", done.key, done.truth.rows, done.archive.size_bytes)
     context["outlet_events"][asset].extra = {"manifest": done.key, "snapshot_at": done.snapshot_at.isoformat()}
     return done.key
+
+
+def _desk() -> Desk:
+    config = settings.load()
+    return Desk(
+        config,
+        conninfo("payme_db_read"),
+        conninfo("payme_ops_db"),
+        bucket("payme_s3_write", config.backup.bucket),
+    )
 
 
 def _run(context: Context) -> str:

@@ -1,17 +1,18 @@
-"""From Airflow connections to what the domains take: a libpq conninfo, a bucket, the Desk.
+"""From Airflow connections to what the domains take: a libpq conninfo, a bucket.
 
 One connection per power (DESIGN.md section 2, promise 4); on a shell the same names are libpq services and AWS
 profiles (payme_ops.cli).
 """
 
-from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+from typing import TYPE_CHECKING
+
 from airflow.sdk import Connection
 from psycopg.conninfo import make_conninfo
 
-from payme_ops.backup.run import Desk
-from payme_ops.foundation import settings
 from payme_ops.foundation.errors import SettingsError
-from payme_ops.foundation.objectstore import CLIENT_CONFIG, Bucket
+
+if TYPE_CHECKING:
+    from payme_ops.foundation.objectstore import Bucket
 
 # What libpq understands of an Airflow connection's extra field.
 _LIBPQ_EXTRAS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_attrs")
@@ -38,14 +39,11 @@ def conninfo(conn_id: str) -> str:
     )
 
 
-def bucket(conn_id: str, name: str) -> Bucket:
+def bucket(conn_id: str, name: str) -> "Bucket":
     """A bucket through one identity."""
+    # Not at module level: alerts need `conninfo`, and must work where boto3 does not.
+    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+    from payme_ops.foundation.objectstore import CLIENT_CONFIG, Bucket
+
     return Bucket(S3Hook(aws_conn_id=conn_id, config=CLIENT_CONFIG).get_conn(), name)
-
-
-def desk() -> Desk:
-    """What the backup stages work with. Raises SettingsError listing every fault at once."""
-    config = settings.load()
-    return Desk(
-        config, conninfo("payme_db_read"), conninfo("payme_ops_db"), bucket("payme_s3_write", config.backup.bucket)
-    )

@@ -1,10 +1,13 @@
 """docs/first-run.md, line by line: a server and a store that know nothing of payme-ops, and IAM policies enforced."""
 
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,12 +24,49 @@ BLOCKS = document.blocks("first-run.md")
 BUCKET, REGION = "payme-first-run", "af-south-1"
 # The stand-in for AWS asks for permissions from here on: the administrator's part is done.
 FROM_HERE_ON = "payme_ops ops-db migrate"
+# Every check, through Airflow's connections.
+AIRFLOW_DOOR = """
+from payme_ops.backup import preflight, run
+from payme_ops.foundation import settings
+from payme_ops.orchestration.connections import bucket, conninfo
+
+config = settings.load()
+store = bucket("payme_s3_write", config.backup.bucket)
+desk = run.Desk(config, conninfo("payme_db_read"), conninfo("payme_ops_db"), store)
+preflight.require_passed(preflight.examine(desk, actor="test", for_run=True))
+"""
 
 
 @pytest.fixture
-def server() -> Iterator[postgres.Cluster]:
-    """PayMe's database as it is before payme-ops comes."""
-    with postgres.temporary_cluster() as cluster:
+def certificate() -> Iterator[Path]:
+    """A folder that the server's user can reach, with server.crt for 127.0.0.1, its own root, and server.key."""
+    folder = Path(tempfile.mkdtemp(prefix="payme-tls-"))
+    try:
+        folder.chmod(0o711)
+        subprocess.run(
+            [
+                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"),
+                *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "server.key", "-out", "server.crt"),
+            ],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+        owner = postgres.unprivileged()
+        if owner:
+            os.chown(folder / "server.key", owner["user"], owner["group"])
+        (folder / "server.key").chmod(0o600)
+        (folder / "server.crt").chmod(0o644)
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def server(certificate: Path) -> Iterator[postgres.Cluster]:
+    """PayMe's database as it is before payme-ops comes, on a server that speaks TLS."""
+    files = {"ssl_cert_file": str(certificate / "server.crt"), "ssl_key_file": str(certificate / "server.key")}
+    with postgres.temporary_cluster(settings={"ssl": "on", **files}) as cluster:
         size = generate.SIZES["test"]
         generate.create(cluster.conninfo(), users=size.users, transactions=size.transactions, seed=1)
         with psycopg.connect(cluster.conninfo("payme"), autocommit=True) as connection:
@@ -56,9 +96,11 @@ def aws(tmp_path: Path) -> Iterator[str]:
         process.wait()
 
 
-def environment(folder: Path, server: postgres.Cluster, aws: str) -> dict[str, str]:
+def environment(folder: Path, server: postgres.Cluster, certificate: Path, aws: str) -> dict[str, str]:
     """What the administrators have before they begin."""
     document.require("age-keygen", "openssl", "setsid")
+    (folder / ".postgresql").mkdir()
+    shutil.copy(certificate / "server.crt", folder / ".postgresql" / "root.crt")
     aws_cli = Path(sys.executable).parent / "aws"
     path = document.tools(folder / "tools", aws=aws_cli, psql=server.bin_dir / "psql")
     (folder / ".pg_service.conf").write_text(
@@ -96,7 +138,7 @@ def values(folder: Path, server: postgres.Cluster) -> dict[str, str]:
         "DATABASE": "payme",
         **{f"DB_{name}": value for name, value in place.items()},
         **{f"OPS_{name}": value for name, value in place.items()},
-        "SSLMODE": "disable",
+        "SSLMODE": "verify-full",
         "CLIENT_DIRS": str(server.bin_dir),
         "BUCKET": BUCKET,
         "REGION": REGION,
@@ -119,8 +161,10 @@ def enforcing(url: str) -> str:
     )
 
 
-def test_the_lines_lead_to_a_backup_that_restores(tmp_path: Path, server: postgres.Cluster, aws: str) -> None:
-    env = environment(tmp_path, server, aws)
+def test_the_lines_lead_to_a_backup_that_restores(
+    tmp_path: Path, server: postgres.Cluster, certificate: Path, aws: str
+) -> None:
+    env = environment(tmp_path, server, certificate, aws)
     lines = [document.with_values(BLOCKS[0], values(tmp_path, server)), *BLOCKS[1:]]
     step = next(number for number, text in enumerate(lines) if FROM_HERE_ON in text)
     told = document.run([*lines[:step], enforcing(aws), *lines[step:]], env, tmp_path)
@@ -140,12 +184,8 @@ def require_airflow_door(env: dict[str, str], desk: Path) -> None:
     )
     # Production would refuse loopback addresses in these.
     wanted |= {"PAYME_OPS__PROFILE": "staging", "AIRFLOW_HOME": str(desk / "airflow")}
-    python = (
-        "from payme_ops.backup import preflight; from payme_ops.orchestration.connections import desk;"
-        "preflight.require_passed(preflight.examine(desk(), actor='test', for_run=True))"
-    )
     ended = subprocess.run(
-        [sys.executable, "-c", python],
+        [sys.executable, "-c", AIRFLOW_DOOR],
         cwd=desk,
         env={**env, **wanted, "PYTHONPATH": str(postgres.PROJECT / "plugins")},
         capture_output=True,

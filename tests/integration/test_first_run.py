@@ -157,7 +157,8 @@ def enforcing(url: str) -> str:
     return (
         "aws iam put-user-policy --user-name payme_s3_write --policy-name head"
         f" --policy-document '{policy}'\n"
-        f"curl --silent --fail --header 'Content-Type: text/plain' --data 0 {url}/moto-api/reset-auth\n"
+        '"$PYTHON" -c "from urllib.request import Request, urlopen;'
+        f" urlopen(Request('{url}/moto-api/reset-auth', data=b'0', headers={{'Content-Type': 'text/plain'}}))\"\n"
     )
 
 

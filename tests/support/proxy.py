@@ -80,10 +80,11 @@ class Rule:
 
 @dataclass
 class Held:
-    """A request that waits at the proxy. Wait for `seen`, do what must happen meanwhile, then `release`."""
+    """A request that waits at the proxy. Wait for it, do what must happen meanwhile, then `release` or `drop` it."""
 
     seen: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
+    dropped: bool = False
 
     def wait_until_seen(self, seconds: float = 20) -> None:
         """Return when the request has arrived."""
@@ -91,6 +92,11 @@ class Held:
 
     def release(self) -> None:
         """Let it go on."""
+        self.released.set()
+
+    def drop(self) -> None:
+        """Cut the connection: what the proxy has not passed on never reaches the store, or its answer the client."""
+        self.dropped = True
         self.released.set()
 
 
@@ -113,7 +119,7 @@ class Proxy:
     def close(self) -> None:
         """Release what is held and stop."""
         for held in self._held:
-            held.release()
+            held.drop()
         self._server.shutdown()
         self._server.server_close()
 
@@ -172,6 +178,15 @@ class Proxy:
 
         return self._add(Rule(method, contains, fault))
 
+    def lose_answer(self, method: str, contains: str, *, times: int | None = None) -> Rule:
+        """The store does what it is asked to, and nobody hears of it."""
+
+        def fault(request: Request, forward: Forward) -> Response:
+            forward(request)
+            raise CutOff
+
+        return self._add(Rule(method, contains, fault, times))
+
     def with_answer_header(self, method: str, contains: str, name: str, value: str) -> Rule:
         """Another value in a header of the answer."""
 
@@ -189,6 +204,8 @@ class Proxy:
             answer = forward(request) if done_upstream else None
             held.seen.set()
             held.released.wait()
+            if held.dropped:
+                raise CutOff
             return answer or forward(request)
 
         self._add(Rule(method, contains, fault, times=1))

@@ -92,6 +92,12 @@ def find(bucket: Bucket, database: str, name: str, trusted_keys: list[str]) -> M
         present = [manifest for manifest in manifests if manifest]
         if present:
             return max(present, key=lambda manifest: manifest.snapshot_at)
+        raise NotFound(
+            f"{database} has no backup that counts",
+            expected="a manifest signed by a trusted key",
+            found="none, or only UNTRUSTED ones",
+            remedy="look at `python -m payme_ops backup list`, which says why each is not trusted",
+        )
     keys = [key for key in bucket.keys(f"postgres/{database}/") if key.endswith(f"/{MANIFEST_NAME}")]
     wanted = [key for key in keys if name in (key, key.removesuffix(MANIFEST_NAME), key.split("/")[3])]
     if len(wanted) == 1:

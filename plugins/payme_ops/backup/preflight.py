@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 
 from payme_ops.backup import catalogue
 from payme_ops.backup.manifest import Tier
-from payme_ops.backup.run import Desk
+from payme_ops.backup.run import PREFLIGHT, Desk
 from payme_ops.backup.seal import parse_recipient
 from payme_ops.foundation import evidence, lease
 from payme_ops.foundation.clock import show, utc_now
@@ -56,7 +56,7 @@ def checks(desk: Desk, *, for_run: bool) -> list[Check]:
         ("encrypted_connection", "TLS in production", database, _encrypted_connection),
         ("client_tools", "pg_dump, pg_dumpall, pg_restore of the server's major version", database, _client_tools),
         ("replica", f"primary, or replay at most {REPLICA_LAG_SECONDS} s behind with feedback on", database, _replica),
-        ("readable", "every table and sequence", database, _readable),
+        ("readable", "every table, sequence and large object", database, _readable),
         ("read_only", "no power to write", database, _read_only),
         ("bucket", "reachable, in the region of the settings", bucket, _bucket),
         ("bucket_encryption", "default encryption on", bucket, _encryption),
@@ -82,9 +82,31 @@ def examine(desk: Desk, *, actor: str, for_run: bool, bypass: frozenset[str] = f
 
 
 def record(desk: Desk, run: str, found: list[Evidence]) -> None:
-    """Write the evidence to the ops database, unless that is what could not be reached."""
+    """Write the evidence to the ops database, unless that is what could not be reached.
+
+    The last item sums it up: dump_and_store reads that one.
+    """
     if any(item.item == "ops_database" and item.verdict is Verdict.PASS for item in found):
-        evidence.record(desk.ops, run, found)
+        evidence.record(desk.ops, run, [*found, _summary(found)])
+
+
+def _summary(found: list[Evidence]) -> Evidence:
+    measured = {item.item: str(item.verdict) for item in found}
+    return replace(
+        found[-1],
+        item=PREFLIGHT,
+        verdict=Verdict.FAIL if _not_passed(found) else Verdict.PASS,
+        measured=measured,
+        threshold="every check passes",
+        started=found[0].started,
+        source="preflight",
+        sha256=evidence.digest(measured),
+        remedy="",
+    )
+
+
+def _not_passed(found: list[Evidence]) -> list[Evidence]:
+    return [item for item in found if item.verdict not in (Verdict.PASS, Verdict.BYPASSED)]
 
 
 def require_passed(found: list[Evidence]) -> None:
@@ -93,14 +115,17 @@ def require_passed(found: list[Evidence]) -> None:
     When nothing is wrong but a held lease it raises LeaseHeld, and when nothing failed but something could not be
     measured PreflightInconclusive: both are worth another try.
     """
-    bad = [item for item in found if item.verdict not in (Verdict.PASS, Verdict.BYPASSED)]
+    bad = _not_passed(found)
     if not bad:
         return
     lines = "".join(f"\n  - {item.item} ({item.verdict}): {plain(item.measured)}. {item.remedy}" for item in bad)
     what = f"preflight: {len(bad)} of {len(found)} checks did not pass; nothing was touched{lines}"
     remedy = "mend what is named, then run again; `python -m payme_ops doctor` runs the same checks"
     if [item.item for item in bad] == ["lease"] and bad[0].verdict is Verdict.FAIL:
-        raise LeaseHeld("another backup is at work", found=plain(bad[0].measured), remedy=bad[0].remedy)
+        held = bad[0].measured
+        raise LeaseHeld(
+            "another backup is at work", found=f"{held['held_by']} since {held['since']}", remedy=bad[0].remedy
+        )
     if all(item.verdict is Verdict.INCONCLUSIVE for item in bad):
         raise PreflightInconclusive(what, remedy=remedy)
     raise PreflightFailed(what, remedy=remedy)
@@ -187,7 +212,7 @@ def _readable(desk: Desk) -> Finding:
     if rows:
         return failed(
             {"unreadable": [f"{name}: {why}" for name, why in rows[:10]], "count": len(rows)},
-            "grant what include/sql/grants/backup_role.sql grants: pg_read_all_data and BYPASSRLS",
+            "grant what include/sql/grants/backup_role.sql grants: pg_read_all_data, BYPASSRLS, lo_compat_privileges",
         )
     return passed({"unreadable": 0})
 

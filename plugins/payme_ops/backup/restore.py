@@ -136,6 +136,8 @@ def _create(connection: psycopg.Connection, into: str, server: Server) -> None:
     statement = sql.SQL("CREATE DATABASE {} {}").format(sql.Identifier(into), sql.SQL(" ").join(options))
     try:
         connection.execute(statement)
+        # A copy of customers' data is nobody's until somebody grants it: not what CREATE DATABASE thinks.
+        connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(into)))
     except psycopg.errors.DuplicateDatabase:
         raise AlreadyExists(
             f"database {into} exists",

@@ -17,7 +17,7 @@ from payme_ops.backup.manifest import Manifest, SealedObject, Sealing, Tier
 from payme_ops.backup.seal import FORMAT
 from payme_ops.foundation import evidence, lease
 from payme_ops.foundation.clock import show, utc_now
-from payme_ops.foundation.errors import IntegrityError, PaymeOpsError
+from payme_ops.foundation.errors import IntegrityError, PaymeOpsError, PreflightFailed
 from payme_ops.foundation.evidence import Evidence, Verdict
 from payme_ops.foundation.objectstore import Bucket
 from payme_ops.foundation.postgres import connect, speaking
@@ -27,6 +27,7 @@ from payme_ops.foundation.signing import load_private_key
 from payme_ops.foundation.sql import load
 
 _ACTOR = f"payme-ops {__version__}"
+PREFLIGHT = "preflight"  # the item that sums up a run's preflight
 
 
 class Superseded(PaymeOpsError):
@@ -70,10 +71,17 @@ class Desk:
 def dump_and_store(desk: Desk, run: str, tier: Tier, queued_at: datetime, *, report: Report) -> Manifest:
     """Dump, seal and upload under the database's snapshot lease; the draft manifest goes into the evidence.
 
-    Raises LeaseHeld, Superseded (a complete snapshot is newer than `queued_at`), SteppedAside, and every error of
-    dump and store. Whatever happens, the unfinished upload is aborted and locks and lease are freed; what a
-    killed run left is cleared by the next holder of the lease, here.
+    Raises NotFound or PreflightFailed unless the run's preflight passed, LeaseHeld, Superseded (a complete snapshot
+    is newer than `queued_at`), SteppedAside, and every error of dump and store. Whatever happens, the unfinished
+    upload is aborted and locks and lease are freed; what a killed run left is cleared by the next holder of the
+    lease, here.
     """
+    if evidence.latest(desk.ops, run, PREFLIGHT).verdict is not Verdict.PASS:
+        raise PreflightFailed(
+            "the preflight of this run did not pass",
+            expected="every check passed",
+            remedy="clear the task preflight; marking it as success does not make a check pass",
+        )
     with lease.hold(desk.ops, desk.lease_name, run) as held:
         newest = _refuse_superseded(desk, tier, queued_at)
         _clear_leftovers(desk, report)

@@ -67,7 +67,7 @@ def parse_identity(text: str) -> pyrage.x25519.Identity:
     except (IndexError, pyrage.IdentityError):
         raise SettingsError(
             "the identity file holds no usable key",
-            expected="a line beginning AGE-SECRET-KEY-1",
+            expected="a line that begins with AGE-SECRET-KEY",
             found=f"{len(lines)} other line(s)",
             remedy="point PAYME_OPS__BACKUP__IDENTITY_FILE at the drill or recovery identity (docs/keys.md)",
         ) from None

@@ -3,6 +3,8 @@
 Errors: StoreUnavailable for 5xx, throttling and silence (after botocore's own retries), StoreRefused for 4xx.
 """
 
+import base64
+import hashlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 MIB = 1024 * 1024
-# Checksums only where the API demands them: newer defaults have written trailer bytes into objects on other
-# stores (boto3 issues 4392 and 4435). We compare our own SHA-256 after reading everything back.
+# No checksum trailers: botocore's newer defaults have written trailer bytes into objects on other stores (boto3 issues
+# 4392 and 4435). Writes carry Content-MD5, and we compare our own SHA-256 after reading everything back.
 CLIENT_CONFIG = Config(
     connect_timeout=10,
     read_timeout=60,
@@ -39,7 +41,15 @@ CLIENT_CONFIG = Config(
 PART_PLAN = ((1000, 16 * MIB), (1000, 32 * MIB), (8000, 40 * MIB))
 LARGEST_OBJECT_BYTES = sum(count * part for count, part in PART_PLAN)
 _BUFFER_BUDGET = 80 * MIB
-_THROTTLED = {"SlowDown", "RequestTimeout", "ThrottlingException", "RequestLimitExceeded", "InternalError"}
+# ConditionalRequestConflict (409): another write of the same key was under way; the next try has an answer.
+_AGAIN = {
+    "ConditionalRequestConflict",
+    "SlowDown",
+    "RequestTimeout",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "InternalError",
+}
 READ_CHUNK = MIB
 
 
@@ -76,7 +86,7 @@ def _translate(what: str, error: ClientError) -> Exception:
     code = error.response.get("Error", {}).get("Code", "")
     message = scrub(error.response.get("Error", {}).get("Message", ""))[:200]
     found = f"HTTP {status} {code} {message}".strip()
-    if status >= 500 or status == 429 or code in _THROTTLED:
+    if status >= 500 or status == 429 or code in _AGAIN:
         return StoreUnavailable(what, expected="an answer from the object store", found=found, remedy="try again later")
     if status == 412:
         return AlreadyExists(what, expected="no such object yet", found=found, remedy="look at what is there")
@@ -100,7 +110,9 @@ class Bucket:
     def put_if_absent(self, key: str, body: bytes, **extra: Any) -> None:
         """Write once. Raises AlreadyExists when the key has an object, whoever wrote it."""
         with speaking(f"write {key} to bucket {self.name}"):
-            self.client.put_object(Bucket=self.name, Key=key, Body=body, IfNoneMatch="*", **extra)
+            self.client.put_object(
+                Bucket=self.name, Key=key, Body=body, ContentMD5=_md5(body), IfNoneMatch="*", **extra
+            )
 
     def get(self, key: str, *, limit: int = 64 * MIB) -> bytes:
         """A small object whole. Raises NotFound, StoreUnavailable when it breaks off, StoreRefused beyond `limit`."""
@@ -147,6 +159,11 @@ class Bucket:
         with speaking(f"reach bucket {self.name}"):
             headers = self.client.head_bucket(Bucket=self.name)["ResponseMetadata"]["HTTPHeaders"]
         return parsedate_to_datetime(headers["date"]).astimezone(UTC)
+
+
+def _md5(body: bytes | bytearray) -> str:
+    """Content-MD5: a bucket with a default retention of Object Lock takes no write without it."""
+    return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
 
 
 class MultipartWriter:
@@ -243,4 +260,5 @@ class MultipartWriter:
                 UploadId=self._upload_id,
                 PartNumber=number,
                 Body=body,  # type: ignore[arg-type]  # botocore takes a bytearray; bytes would be a copy
+                ContentMD5=_md5(body),
             )["ETag"]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,19 +59,21 @@ def cluster(each_site: "Site") -> "Cluster":
 
 
 @pytest.fixture
-def installation(site: "Site", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Installation":
+def installation(site: "Site", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Installation]":
     """payme-ops on the wheel's PostgreSQL with a bucket of its own; this process's environment is its own, too."""
     from tests.support.installation import Installation
 
-    return Installation(site, tmp_path, monkeypatch)
+    with closing(Installation(site, tmp_path, monkeypatch)) as made:
+        yield made
 
 
 @pytest.fixture
-def each_installation(each_site: "Site", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Installation":
+def each_installation(each_site: "Site", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Installation]":
     """The same on each PostgreSQL version."""
     from tests.support.installation import Installation
 
-    return Installation(each_site, tmp_path, monkeypatch)
+    with closing(Installation(each_site, tmp_path, monkeypatch)) as made:
+        yield made
 
 
 @pytest.fixture

@@ -346,7 +346,7 @@ def test_commit_without_a_dump_or_without_a_read_back_is_refused(installation: I
     desk = installation.desk
     with pytest.raises(NotFound, match="no usable evidence for dump_and_store"):
         run.commit(desk, "never ran")
-    run.dump_and_store(desk, "half", Tier.DAILY, utc_now(), report=quiet)
+    run.dump_and_store(desk, installation.passed("half"), Tier.DAILY, utc_now(), report=quiet)
     with pytest.raises(NotFound, match="no usable evidence for read_back"):
         run.commit(desk, "half")
     assert installation.manifests() == []
@@ -366,11 +366,11 @@ def test_a_second_commit_of_the_same_run_is_content_and_anothers_is_refused(inst
 def test_a_read_back_of_another_dump_is_not_taken(installation: Installation) -> None:
     """A retry of the dump after the read-back: the old proof must not stand for the new object."""
     desk = installation.desk
-    run.dump_and_store(desk, "again", Tier.DAILY, utc_now(), report=quiet)
+    run.dump_and_store(desk, installation.passed("again"), Tier.DAILY, utc_now(), report=quiet)
     run.read_back(desk, "again", report=quiet)
     installation.next_second()
     installation.next_second()
-    run.dump_and_store(desk, "again", Tier.DAILY, utc_now(), report=quiet)
+    run.dump_and_store(desk, installation.passed("again"), Tier.DAILY, utc_now(), report=quiet)
     with pytest.raises(IntegrityError, match="belongs to another dump"):
         run.commit(desk, "again")
     run.read_back(desk, "again", report=quiet)
@@ -380,7 +380,7 @@ def test_a_read_back_of_another_dump_is_not_taken(installation: Installation) ->
 
 def test_evidence_that_was_changed_is_not_committed(installation: Installation) -> None:
     desk = installation.desk
-    run.dump_and_store(desk, "changed", Tier.DAILY, utc_now(), report=quiet)
+    run.dump_and_store(desk, installation.passed("changed"), Tier.DAILY, utc_now(), report=quiet)
     run.read_back(desk, "changed", report=quiet)
     with installation.site.admin("payme_ops") as admin:
         admin.execute(
@@ -395,11 +395,11 @@ def test_a_request_older_than_the_newest_snapshot_is_superseded_by_name(installa
     asked = utc_now() - timedelta(minutes=1)
     done = installation.back_up()
     with pytest.raises(Superseded) as caught:
-        run.dump_and_store(installation.desk, "late", Tier.DAILY, asked, report=quiet)
+        run.dump_and_store(installation.desk, installation.passed("late"), Tier.DAILY, asked, report=quiet)
     assert done.key in caught.value.found
     assert [each.key for each in installation.manifests()] == [done.key]
     # Of another tier it is not superseded, and what was asked for later is made.
-    run.dump_and_store(installation.desk, "weekly", Tier.WEEKLY, asked, report=quiet)
+    run.dump_and_store(installation.desk, installation.passed("weekly"), Tier.WEEKLY, asked, report=quiet)
     installation.back_up()
 
 
@@ -411,7 +411,7 @@ def test_what_is_not_trusted_supersedes_nothing(installation: Installation) -> N
         "postgres/payme/daily/20990101T000000EAT/manifest.json", json.dumps(forged).encode()
     )
     installation.next_second()
-    run.dump_and_store(installation.desk, "next", Tier.DAILY, utc_now(), report=quiet)
+    run.dump_and_store(installation.desk, installation.passed("next"), Tier.DAILY, utc_now(), report=quiet)
 
 
 def test_stages_leave_evidence_with_digest_and_source(installation: Installation) -> None:
@@ -430,7 +430,7 @@ def test_one_dump_at_a_time_whoever_asks(installation: Installation) -> None:
         lease.hold("service=payme_ops_db", desk.lease_name, "backup_weekly/run-9"),
         pytest.raises(LeaseHeld, match="backup_weekly/run-9 since"),
     ):
-        run.dump_and_store(desk, "second", Tier.DAILY, utc_now(), report=quiet)
+        run.dump_and_store(desk, installation.passed("second"), Tier.DAILY, utc_now(), report=quiet)
     assert list(installation.store.keys("")) == []
 
 

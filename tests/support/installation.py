@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from payme_ops.backup import catalogue, run
+from payme_ops.backup import catalogue, preflight, run
 from payme_ops.backup.manifest import Manifest, Tier
 from payme_ops.backup.run import Desk
 from payme_ops.foundation import lease, settings
@@ -97,7 +97,8 @@ class Installation:
         monkeypatch.setenv("PYTHONPATH", str(PROJECT / "plugins"))
         monkeypatch.setenv("COLUMNS", "200")
         self.set("BACKUP__BUCKET", self.bucket_name)
-        self._last_start = utc_now()
+        self._newest = utc_now()
+        self._started: list[Running] = []
 
     @property
     def store(self) -> Bucket:
@@ -142,7 +143,15 @@ class Installation:
 
     def start(self, *arguments: str) -> Running:
         """Start a command of the CLI."""
-        return Running(arguments, dict(os.environ), self._folder)
+        self._started.append(Running(arguments, dict(os.environ), self._folder))
+        return self._started[-1]
+
+    def close(self) -> None:
+        """End what a failed test has left."""
+        for running in self._started:
+            for process in running.living():
+                process.kill()
+            running.process.wait()
 
     def cli(self, *arguments: str) -> Ended:
         """Run a command of the CLI to its end."""
@@ -157,15 +166,23 @@ class Installation:
     def back_up(self) -> Manifest:
         """One whole backup in this process; returns the committed manifest."""
         self.next_second()
-        name, desk = f"test/{next(_numbers)}", self.desk
+        name, desk = self.passed(f"test/{next(_numbers)}"), self.desk
         run.dump_and_store(desk, name, Tier.DAILY, utc_now(), report=quiet)
         run.read_back(desk, name, report=quiet)
         return run.commit(desk, name)
 
+    def passed(self, name: str) -> str:
+        """Record that the preflight of the run `name` passed, which its dump asks for; returns the name."""
+        desk = self.desk
+        found = preflight.examine(desk, actor=name, for_run=True)
+        preflight.require_passed(found)
+        preflight.record(desk, name, found)
+        return name
+
     def next_second(self) -> None:
         """Wait for a second that no earlier backup of this test began in: keys have a resolution of one."""
-        eventually(lambda: utc_now() > self._last_start, "the next second")
-        self._last_start = utc_now()
+        eventually(lambda: utc_now() > self._newest, "the next second")
+        self._newest = utc_now()
 
     def manifests(self) -> list[Manifest]:
         """Everything in the catalogue; fails when an entry does not count or one of its objects is not there."""
@@ -176,6 +193,7 @@ class Installation:
         for manifest in manifests:
             for stored in (manifest.archive, manifest.globals):
                 assert self.store.size_bytes(stored.key) == stored.size_bytes
+        self._newest = max([self._newest, *(manifest.snapshot_at for manifest in manifests)])
         return manifests
 
     def uploads(self) -> list[str]:

@@ -276,13 +276,17 @@ class _Handler(BaseHTTPRequestHandler):
         rule = self.proxy.rule_for(request)
         cut_at = rule.cut_body_at if rule else None
         request.body = self.rfile.read(request.length if cut_at is None else min(cut_at, request.length))
-        with suppress(BrokenPipeError, ConnectionResetError):  # a killed client does not wait for its answer
-            try:
-                answer = rule.fault(request, self.proxy.forward) if rule else self.proxy.forward(request)
-                self.wfile.write(_head(answer) + (b"" if self.command == "HEAD" else answer.body))
-            except CutOff as cut:
-                self.wfile.write(cut.sent)
-                self.close_connection = True
+        try:
+            answer = rule.fault(request, self.proxy.forward) if rule else self.proxy.forward(request)
+            self.wfile.write(_head(answer) + (b"" if self.command == "HEAD" else answer.body))
+        except CutOff as cut:
+            self.wfile.write(cut.sent)
+            self.close_connection = True
+
+    def handle(self) -> None:
+        """Serve until the client goes, which a killed one does without a word."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            super().handle()
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve
 

@@ -1,7 +1,10 @@
 """The object store: streams, write once, and what the client makes of a store or a network that fails."""
 
+import base64
+import hashlib
 import os
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from botocore.config import Config
@@ -198,3 +201,21 @@ def test_no_secret_in_an_error(installation: Installation, behind: Bucket, proxy
         behind.get("key")
     assert installation.site.world.secrets["s3.payme_s3_write"] not in str(caught.value)
     assert os.environ["AWS_CONFIG_FILE"]
+
+
+def test_every_write_carries_its_md5(installation: Installation) -> None:
+    """S3 refuses writes without it where the bucket has a default retention of Object Lock; moto does not."""
+    bucket = installation.desk.bucket
+    sent: list[tuple[str, str | None]] = []
+
+    def note(request: Any, **_: object) -> None:
+        if request.method == "PUT":
+            sent.append((request.url.split("?")[0].rsplit("/", 1)[1], request.headers.get("Content-MD5")))
+
+    bucket.client.meta.events.register("before-send.s3", note)
+    bucket.put_if_absent("small", b"one")
+    with MultipartWriter(bucket, "large") as writer:
+        writer.write(b"two")
+        writer.complete()
+    expected = [base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()) for body in (b"one", b"two")]
+    assert sent == [("small", expected[0]), ("large", expected[1])]

@@ -1,6 +1,7 @@
 """What every DAG must have, and what each one is."""
 
 import ast
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -68,6 +69,19 @@ def test_backup_daily_is_four_stages_at_two_in_nairobi(dag_bag):
         "commit": [],
     }
     assert list(dag.params) == ["reason"]
+
+
+def test_the_table_of_dags_is_the_code(dag_bag):
+    page = (PROJECT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| \[(\w+)\]\(runbooks/(\w+)\.md\) \| `([^`]+)` \|", page, re.MULTILINE)
+    code = [
+        (dag_id, dag_id, getattr(dag.timetable, "expression", "by hand"))
+        for dag_id, dag in sorted(dag_bag.dags.items())
+    ]
+    assert sorted(rows) == code
+    assert {str(dag.timetable.timezone) for dag in dag_bag.dags.values() if hasattr(dag.timetable, "timezone")} == {
+        "Africa/Nairobi"
+    }
 
 
 def test_what_may_heal_is_tried_again_and_what_cannot_is_not():

@@ -367,7 +367,8 @@ class _Stream:
             yield chunk
         if self._process.wait() != 0:
             said = self._stderr.text()
-            if "lock timeout" in said or "could not obtain lock" in said:
+            # --lock-wait-timeout is a statement_timeout for as long as pg_dump takes its locks.
+            if "due to statement timeout" in said or "could not obtain lock" in said:
                 raise _GaveWay("pg_dump met somebody's lock")
             raise tool_failure("pg_dump", self._process.returncode, said)
 

@@ -220,7 +220,7 @@ BROKEN: dict[str, tuple[Break, str, str, str]] = {
     "a clock that is wrong": (
         through_proxy("HEAD", "/", "Date", format_datetime(datetime.now(UTC) - timedelta(seconds=3600), usegmt=True)),
         "clock",
-        "seconds 36",
+        "seconds 3",  # 3600 and what has passed since this file was read
         "NTP",
     ),
     "recipients changed": (new_recipient, "recipients", "changed drill, since 20", "--accept-recipients"),
@@ -322,7 +322,7 @@ def test_recipients_accepted_once_are_the_new_ones(installation: Installation) -
     assert recipients.verdict is Verdict.BYPASSED
     assert recipients.remedy
     preflight.require_passed(found)
-    installation.back_up()
+    installation.back_up(bypass=frozenset({"recipients"}))
     assert examine(installation)["recipients"].verdict is Verdict.PASS
 
 

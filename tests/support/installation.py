@@ -164,7 +164,7 @@ class Installation:
         assert ended.code == 0, ended
         return json.loads(ended.out)
 
-    def back_up(self, report: Report = quiet) -> Manifest:
+    def back_up(self, report: Report = quiet, bypass: frozenset[str] = frozenset()) -> Manifest:
         """One whole backup in this process; returns the committed manifest."""
         self.next_second()
         name, desk = self.passed(f"test/{next(_numbers)}", bypass), self.desk

@@ -46,7 +46,7 @@ def size(count: int) -> str:
     """Bytes for people, decimal units: `508.9 MB`."""
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
+        if value < 999.95:  # 1000.0 belongs to the next unit
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"

@@ -186,7 +186,8 @@ def test_a_restore_that_differs_is_named_and_dropped(installation: Installation)
     key = put_manifest(installation, document)
     wrong = catalogue.load(installation.store, key, installation.desk.settings.backup.trusted_keys)
     before = databases(installation)
-    with new_database(installation) as name, pytest.raises(TruthMismatch, match=rf"users: expected {users['rows']} rows"):
+    named = rf"public\.users: expected {users['rows']} rows"
+    with new_database(installation) as name, pytest.raises(TruthMismatch, match=named):
         restored(installation, wrong, name)
     assert databases(installation) == before
 

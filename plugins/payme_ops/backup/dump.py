@@ -55,7 +55,7 @@ _ZSTD_INSIDE_FROM = 16  # pg_dump learned zstd in 16
 class Source:
     """What is dumped and with which tools."""
 
-    conninfo: str
+    conninfo: str = field(repr=False)  # may hold a password
     client_dirs: list[str]
     with_truth: bool = True
 

@@ -9,6 +9,8 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+from payme_ops.foundation.postgres import client_environment
+
 # Entry kinds of pg_dump 14 to 18, longest first so that FK CONSTRAINT is not read as something shorter.
 _KINDS = sorted(
     """ACCESS METHOD|ACL|AGGREGATE|BLOB|BLOB METADATA|BLOBS|CAST|CHECK CONSTRAINT|COLLATION|COMMENT|CONSTRAINT
@@ -40,7 +42,11 @@ class ListingTee:
 
     def __init__(self, pg_restore: Path) -> None:
         self._process = subprocess.Popen(
-            [pg_restore, "--list"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=False
+            [pg_restore, "--list"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=client_environment({}),
         )
         self._output = b""
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -6,7 +6,7 @@ reads only that row, because a task's result in Airflow can be rewritten or skip
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from payme_ops import __version__
@@ -39,8 +39,8 @@ class Desk:
     """What the stages work with: settings and three doors, each with the least power."""
 
     settings: Settings
-    database: str
-    ops: str
+    database: str = field(repr=False)  # a conninfo may hold a password
+    ops: str = field(repr=False)
     bucket: Bucket
 
     @property

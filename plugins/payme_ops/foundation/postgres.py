@@ -130,7 +130,9 @@ def with_database(conninfo: str, dbname: str) -> str:
 def tool_version(path: Path) -> tuple[int, int]:
     """(major, minor) that a client tool prints, for example (15, 18). Raises NotFound when it does not run."""
     try:
-        text = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+        text = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=10, check=True, env=client_environment({})
+        ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise NotFound(f"{path} cannot be run", found=type(error).__name__) from None
     found = re.search(r"\b(\d+)(?:\.(\d+))?", text)

@@ -69,9 +69,9 @@ def _rounds(here: bed.Bed, say: Callable[[str], None]) -> list[Round]:
 
 
 def _arms_table(rounds: Sequence[Round]) -> Table:
-    table = Table(title=f"Medians of {len(rounds)} rounds")
-    for heading in ("arm", "wall s", "(from, to)", "client CPU s", "PostgreSQL", "S3", "peak MB", "stored MB"):
-        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=heading == "arm")
+    table = Table(title=f"Medians of {len(rounds)} rounds: wall seconds, CPU seconds by who, peak memory and stored MB")
+    for heading in ("arm", "wall", "(from, to)", "client", "PostgreSQL", "S3", "peak", "stored"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     for arm in (arm for arm in Arm if arm in rounds[0]):
         samples = [each[arm] for each in rounds]
         walls = [sample.wall_seconds for sample in samples]

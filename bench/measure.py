@@ -127,16 +127,17 @@ def _tree_resident(pid: int, parent: tuple[str, str] = ("", "")) -> int:
 
 def _tree_cpu(pid: int) -> float:
     """CPU seconds of a server: its own, of children that live, and of those it has waited for."""
-    top = psutil.Process(pid)
-    times = top.cpu_times()
-    own = times.user + times.system + times.children_user + times.children_system
-    for child in top.children():
-        try:
-            times = child.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        own += times.user + times.system
-    return float(own)
+    server = psutil.Process(pid)
+    while True:
+        before, seconds = server.cpu_times(), 0.0
+        for child in server.children():
+            with suppress(psutil.NoSuchProcess):
+                times = child.cpu_times()
+                seconds += times.user + times.system
+        after = server.cpu_times()
+        # A child that was waited for meanwhile (the session of a client that has just ended) is in neither sum.
+        if (before.children_user, before.children_system) == (after.children_user, after.children_system):
+            return float(seconds + sum(after[:4]))
 
 
 def _machine_cpu() -> float:

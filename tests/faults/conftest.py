@@ -28,9 +28,9 @@ def _transactions(site: Site) -> int:
     return int(row[0])
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _busy(site: Site) -> Iterator[None]:
-    """Ballast, and writers from the first fault to the last; they go on after every restart of the server."""
+    """Ballast, and writers from the first fault of a file to the last; they go on after a restart of the server."""
     with site.admin() as admin:
         admin.execute(_BALLAST)
     begun_with = _transactions(site)

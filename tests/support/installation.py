@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ class Installation:
         monkeypatch.setenv("PYTHONPATH", str(PROJECT / "plugins"))
         monkeypatch.setenv("COLUMNS", "200")
         self.set("BACKUP__BUCKET", self.bucket_name)
-        self._newest = utc_now()
+        self._newest = utc_now() - timedelta(seconds=1)
         self._started: list[Running] = []
 
     @property
@@ -170,7 +171,9 @@ class Installation:
         name, desk = self.passed(f"test/{next(_numbers)}", bypass), self.desk
         run.dump_and_store(desk, name, Tier.DAILY, utc_now(), report=report)
         run.read_back(desk, name, report=report)
-        return run.commit(desk, name)
+        done = run.commit(desk, name)
+        self._newest = max(self._newest, done.snapshot_at)
+        return done
 
     def passed(self, name: str, bypass: frozenset[str] = frozenset()) -> str:
         """Record that the preflight of the run `name` passed, which its dump asks for; returns the name."""

@@ -355,6 +355,7 @@ SETTINGS = {
     "search_path": "test, public",
     "lc_monetary": "en_US.UTF-8",
     "xmlbinary": "hex",
+    "client_encoding": "LATIN1",
 }
 
 
@@ -362,10 +363,11 @@ def test_settings_of_role_and_database_make_no_difference(
     database_: str, connection: psycopg.Connection, cluster: Cluster
 ) -> None:
     connection.execute(
-        "CREATE SCHEMA test; CREATE TABLE test.hidden (a int);"
-        "CREATE TABLE t (at timestamptz[], span interval[], bytes bytea[], f float8[], m money[], r regclass);"
+        "CREATE SCHEMA test; CREATE TABLE test.hidden (a int); CREATE TYPE test.odd_mood AS ENUM ('fröhlich');"
+        "CREATE TABLE t (at timestamptz[], span interval[], bytes bytea[], f float8[], m money[], r regclass,"
+        " n json, e test.odd_mood);"
         "INSERT INTO t VALUES ('{2026-01-28 02:00+03}', '{1 day 2 hours}', '{\"\\\\x00ff\"}', '{0.1}', '{1234.5}',"
-        " 'test.hidden')"
+        " 'test.hidden', '{\"a\": \"Müller\"}', 'fröhlich')"
     )
     before = relation(database_)
     connection.execute("CREATE ROLE other_settings LOGIN SUPERUSER PASSWORD 'x'")

@@ -343,7 +343,7 @@ class _Stream:
             yield compressor.flush()
         self._dumped.milliseconds["dump"] = _since(self._start)
         listing = self._tee.counts()
-        if not listing:
+        if listing is None:
             raise DumpFailed("the archive has no table of contents", expected="an archive in custom format")
         self._dumped.dump = self._dumped.dump.model_copy(update={"listing": listing})
         self._dumped.truth, self._dumped.milliseconds["truth"] = self._measuring.result()

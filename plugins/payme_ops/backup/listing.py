@@ -63,11 +63,12 @@ class ListingTee:
         except (BrokenPipeError, ConnectionResetError):
             self._close()
 
-    def counts(self) -> dict[str, int]:
-        """Entries by kind; call once the stream has ended. Empty when the head was no archive."""
+    def counts(self) -> dict[str, int] | None:
+        """Entries by kind; call once the stream has ended. None when the head was no archive."""
         self._close()
         self._reader.join()
-        self._process.wait()
+        if self._process.wait() != 0:
+            return None
         return count_entries(self._output.decode(errors="replace"))
 
     def kill(self) -> None:

@@ -88,7 +88,10 @@ def connect(conninfo: str, *, application: str) -> Iterator[psycopg.Connection]:
     """
     with speaking("connect to PostgreSQL"):
         connection = psycopg.connect(
-            make_conninfo(conninfo, application_name=application, **_KEEPALIVE), autocommit=True
+            # UTF8: what a role or PGCLIENTENCODING says must not change how text is hashed, and psycopg makes bytes
+            # of SQL_ASCII.
+            make_conninfo(conninfo, application_name=application, client_encoding="UTF8", **_KEEPALIVE),
+            autocommit=True,
         )
     try:
         with suppress(psycopg.errors.UndefinedObject, psycopg.errors.InvalidParameterValue):

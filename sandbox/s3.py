@@ -170,7 +170,9 @@ def serve(port: int, state: Path) -> None:
         thread = threading.Thread(target=server.serve_forever, name="s3", daemon=True)
         thread.start()
         print(f"S3 on http://127.0.0.1:{server.server_port}", flush=True)
-        stop.wait()
+        # In short waits: the kernel may hand the signal to another thread, and then nothing wakes this one.
+        while not stop.wait(0.2):
+            pass
         server.shutdown()
         gate.close(_DRAIN_SECONDS)
         store.save()

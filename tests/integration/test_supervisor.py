@@ -30,7 +30,8 @@ signal.signal(signal.SIGTERM, leave)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], process_group=0)
 write(f"{name} {os.getpid()} {child.pid}")
 print("hello from", name, flush=True)
-time.sleep(600)
+while True:  # a signal that comes just before a sleep begins is seen after it
+    time.sleep(0.1)
 """
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"

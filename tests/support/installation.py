@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -70,18 +71,22 @@ class Running:
 
     def children(self, name: str) -> list[psutil.Process]:
         """Its living processes of that name."""
-        return [process for process in self.living() if process.name() == name]
+        found = []
+        for process in self.living():
+            with suppress(psutil.NoSuchProcess):
+                if process.name() == name:
+                    found.append(process)
+        return found
 
     def living(self) -> list[psutil.Process]:
         """Every process of its session, itself included, that still runs."""
         found = []
-        for process in psutil.process_iter(["status"]):
-            try:
-                mine = os.getsid(process.pid) == self.process.pid
-            except ProcessLookupError:
-                continue
-            if mine and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(process)
+        for pid in psutil.pids():
+            with suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if os.getsid(pid) == self.process.pid:
+                    process = psutil.Process(pid)
+                    if process.status() != psutil.STATUS_ZOMBIE:
+                        found.append(process)
         return found
 
 

@@ -62,7 +62,7 @@ class Source:
 
 @dataclass
 class Dumped:
-    """What one dump came to; `truth` is there once `finish` has returned."""
+    """What one dump came to; `truth` is there once `dump` has returned."""
 
     started_at: datetime
     snapshot_at: datetime
@@ -106,17 +106,19 @@ def _attempt(source: Source, application: str, consume: Consume, *, report: Repo
     started = utc_now()
     clock = time.monotonic()
     with connect(source.conninfo, application=application) as session, _watch(source.conninfo, application) as watch:
-        with speaking("freeze the schema and export a snapshot"):
-            frozen = _freeze(session)
-        sequences = _sequences(session)
-        dumped = Dumped(started, frozen.snapshot_at, frozen.server, _describe(source, frozen.major))
-        dumped.milliseconds["locks"] = _since(clock)
         try:
+            with speaking("freeze the schema and export a snapshot"):
+                frozen = _freeze(session)
+            sequences = _sequences(session)
+            dumped = Dumped(started, frozen.snapshot_at, frozen.server, _describe(source, frozen.major))
+            dumped.milliseconds["locks"] = _since(clock)
             with (
                 closing(_Measuring(session, frozen, sequences, enabled=source.with_truth, report=report)) as measuring,
                 closing(_Stream(source, application, frozen, watch, measuring, dumped)) as stream,
             ):
                 consume(stream.chunks(), dumped)
+        except _GaveWay:
+            raise
         except BaseException as error:
             watch.end_sessions()
             if watch.conflict and isinstance(error, Exception):

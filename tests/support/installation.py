@@ -10,15 +10,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from botocore.config import Config
 
 from payme_ops.backup import catalogue, preflight, run
 from payme_ops.backup.manifest import Manifest, Tier
 from payme_ops.backup.run import Desk
-from payme_ops.foundation import lease, settings
+from payme_ops.foundation import lease, objectstore, settings
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.objectstore import Bucket, profile_client
 from payme_ops.foundation.progress import Report
@@ -26,8 +27,12 @@ from sandbox.postgres import PROJECT
 from tests.support.site import Site
 from tests.support.waiting import eventually
 
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
 _FOREIGN = ("AIRFLOW_", "PAYME_", "PG", "AWS_")
 _numbers = itertools.count(1)
+_clients: "dict[tuple[str, Config], S3Client]" = {}
 
 
 def quiet(_line: str) -> None:
@@ -116,7 +121,11 @@ class Installation:
     def desk(self) -> Desk:
         """The desk as the CLI makes it."""
         config = settings.load()
-        bucket = Bucket(profile_client("payme_s3_write"), config.backup.bucket)
+        # Making a client takes longer than some tests; one for each endpoint and patience is enough.
+        which = (Path(os.environ["AWS_CONFIG_FILE"]).read_text(), objectstore.CLIENT_CONFIG)
+        if which not in _clients:
+            _clients[which] = profile_client("payme_s3_write")
+        bucket = Bucket(_clients[which], config.backup.bucket)
         return Desk(config, "service=payme_db_read", "service=payme_ops_db", bucket)
 
     def set(self, name: str, value: str | None) -> None:

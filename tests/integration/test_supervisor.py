@@ -200,9 +200,10 @@ def test_marked_processes_are_found_outside_any_known_session() -> None:
 
 
 SUPERVISED = textwrap.dedent("""
-    import os, sys
+    import os, signal, sys
     from pathlib import Path
     from sandbox.supervisor import Process, Supervisor
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, which supervisors respect
     state, diary, worker = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     def has(name):
         return None if diary.exists() and name in diary.read_text() else "its line"

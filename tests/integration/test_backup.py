@@ -15,7 +15,7 @@ import pyrage
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from payme_ops.backup import catalogue, manifest, restore, run, store
+from payme_ops.backup import catalogue, manifest, preflight, restore, run, store
 from payme_ops.backup.catalogue import State
 from payme_ops.backup.listing import count_entries
 from payme_ops.backup.manifest import Manifest, Tier
@@ -29,6 +29,7 @@ from payme_ops.foundation.errors import (
     LeaseHeld,
     ManifestInvalid,
     NotFound,
+    PreflightFailed,
     SettingsError,
     TruthMismatch,
     Untrusted,
@@ -155,6 +156,9 @@ def test_restore_brings_everything_back(each_installation: Installation) -> None
             assert connection.execute("SELECT net_amount = amount FROM transactions WHERE id = 1").fetchone() == (True,)
             owner = connection.execute("SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s", [name])
             assert owner.fetchone() == ("payme_owner",)
+            # A copy of customers' data is open to nobody who was not asked.
+            open_to = "SELECT has_database_privilege('payme_app', %s, 'CONNECT')"
+            assert connection.execute(open_to, [name]).fetchone() == (False,)
         assert each_installation.sessions() == []
 
 
@@ -341,6 +345,18 @@ def test_expiry_by_tier(installation: Installation) -> None:
 
 
 # --- stages, in order or not at all ---------------------------------------------------------------------------------
+
+
+def test_a_dump_without_a_preflight_that_passed_is_refused(installation: Installation) -> None:
+    """Marking the task as success by a click produces no evidence."""
+    desk = installation.desk
+    with pytest.raises(NotFound, match="no usable evidence for preflight"):
+        run.dump_and_store(desk, "skipped", Tier.DAILY, utc_now(), report=quiet)
+    installation.set("BACKUP__SIGNING_KEY_FILE", "/nowhere")
+    preflight.record(desk, "failed", preflight.examine(installation.desk, actor="test", for_run=True))
+    with pytest.raises(PreflightFailed):
+        run.dump_and_store(desk, "failed", Tier.DAILY, utc_now(), report=quiet)
+    assert list(installation.store.keys("postgres/")) == []
 
 
 def test_commit_without_a_dump_or_without_a_read_back_is_refused(installation: Installation) -> None:

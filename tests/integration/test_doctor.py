@@ -183,6 +183,15 @@ BROKEN: dict[str, tuple[Break, str, str, str]] = {
         "public.statements: row-level security hides rows",
         "BYPASSRLS",
     ),
+    "large objects out of reach": (
+        in_database(
+            "ALTER ROLE payme_db_read RESET lo_compat_privileges",
+            "ALTER ROLE payme_db_read SET lo_compat_privileges = on",
+        ),
+        "readable",
+        "large objects: the role has no lo_compat_privileges",
+        "lo_compat_privileges",
+    ),
     "a role that inserts": (
         in_database("GRANT INSERT ON merchants TO payme_db_read", "REVOKE INSERT ON merchants FROM payme_db_read"),
         "read_only",

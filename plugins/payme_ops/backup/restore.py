@@ -3,7 +3,6 @@
 A restore creates a new database and never touches an existing one; what fails is dropped again.
 """
 
-import hashlib
 import subprocess
 from collections import deque
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from psycopg import sql
 from payme_ops.backup import truth
 from payme_ops.backup.manifest import Manifest, Server, Truth
 from payme_ops.backup.seal import Writer, parse_identity, unseal
-from payme_ops.backup.store import require_same
+from payme_ops.backup.store import checked
 from payme_ops.foundation.errors import AlreadyExists, IntegrityError, NotFound, SettingsError
 from payme_ops.foundation.objectstore import Bucket
 from payme_ops.foundation.postgres import (
@@ -186,19 +185,8 @@ def _pour(
     bucket: Bucket, manifest: Manifest, identity: pyrage.x25519.Identity, sink: Writer, *, report: Report
 ) -> None:
     """The opened archive into `sink`; length and SHA-256 of the sealed bytes are compared on the way."""
-    sha256, count = hashlib.sha256(), 0
     progress = Progress("restore", total=manifest.archive.size_bytes, report=report)
-
-    def checked() -> Iterator[bytes]:
-        nonlocal count
-        for chunk in bucket.stream(manifest.archive.key):
-            sha256.update(chunk)
-            count += len(chunk)
-            progress.add(len(chunk))
-            yield chunk
-        require_same(manifest.archive, count, sha256.hexdigest())
-
-    chunks = checked()
+    chunks = checked(bucket, manifest.archive, progress)
     try:
         unseal(chunks, _Decompressing(sink) if manifest.dump.compression_place == "outside" else sink, identity)
         deque(chunks, maxlen=0)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -63,24 +64,25 @@ def read_back(bucket: Bucket, stored: SealedObject, *, report: Report) -> ReadBa
     Raises HashMismatch naming expected and found.
     """
     start = time.monotonic()
-    sha256, count = hashlib.sha256(), 0
     progress = Progress(f"read back {stored.key.rsplit('/', 1)[-1]}", total=stored.size_bytes, report=report)
-    for chunk in bucket.stream(stored.key):
-        sha256.update(chunk)
-        count += len(chunk)
-        progress.add(len(chunk))
-    require_same(stored, count, sha256.hexdigest())
+    deque(checked(bucket, stored, progress), maxlen=0)
     progress.finish()
     return ReadBack(at=utc_now(), milliseconds=round((time.monotonic() - start) * 1000))
 
 
-def require_same(stored: SealedObject, size_bytes: int, sha256: str) -> None:
-    """Raises HashMismatch when what was read is not what was recorded."""
-    if (size_bytes, sha256) != (stored.size_bytes, stored.sha256):
+def checked(bucket: Bucket, stored: SealedObject, progress: Progress) -> Iterator[bytes]:
+    """The stored object's bytes. Raises HashMismatch instead of ending when they are not what was recorded."""
+    sha256, count = hashlib.sha256(), 0
+    for chunk in bucket.stream(stored.key):
+        sha256.update(chunk)
+        count += len(chunk)
+        progress.add(len(chunk))
+        yield chunk
+    if (count, sha256.hexdigest()) != (stored.size_bytes, stored.sha256):
         raise HashMismatch(
             f"{stored.key} is not what was uploaded",
             expected=f"{stored.size_bytes} bytes with sha256 {stored.sha256}",
-            found=f"{size_bytes} bytes with sha256 {sha256}",
+            found=f"{count} bytes with sha256 {sha256.hexdigest()}",
             remedy="the store damaged or replaced it: keep it for inspection and take a fresh backup",
         )
 

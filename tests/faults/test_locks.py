@@ -6,10 +6,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from payme_ops.backup import dump, restore, store, truth
+from payme_ops.backup import dump, store, truth
 from payme_ops.backup.manifest import Manifest
 from payme_ops.foundation.errors import SteppedAside
-from tests.support.installation import Installation, quiet
+from tests.support.installation import Installation
 from tests.support.traffic import Statement, repeated
 
 pytestmark = pytest.mark.usefixtures("impatient")
@@ -57,17 +57,8 @@ def at_share(monkeypatch: pytest.MonkeyPatch, share: float, total: int, hook: Ho
 
 def restored_equal(installation: Installation, done: Manifest) -> None:
     """Restore it, which compares every table with the manifest."""
-    desk = installation.desk
     try:
-        restore.restore(
-            desk.bucket,
-            done,
-            restore.load_identity(desk.settings.backup.identity_file),
-            conninfo="service=payme_db_restore",
-            into="restored_after_ddl",
-            client_dirs=desk.settings.postgres.client_dirs,
-            report=quiet,
-        )
+        installation.restore(done, "restored_after_ddl")
     finally:
         with installation.site.admin("postgres") as admin:
             admin.execute("DROP DATABASE IF EXISTS restored_after_ddl WITH (FORCE)")

@@ -101,7 +101,6 @@ def test_writers_throughout_and_no_false_alarm(installation: Installation) -> No
         )
 
     conninfo = installation.site.cluster.conninfo("payme")
-    desk = installation.desk
     with ExitStack() as stack:
         stack.callback(clean_up, installation)
         counts = [stack.enter_context(repeated(conninfo, work, pause=0.005)) for work in (users, objects)]
@@ -111,15 +110,7 @@ def test_writers_throughout_and_no_false_alarm(installation: Installation) -> No
                 before = [len(count) for count in counts]
                 done = installation.back_up()
                 name = f"restored_live_{number}"
-                restore.restore(
-                    desk.bucket,
-                    done,
-                    restore.load_identity(desk.settings.backup.identity_file),
-                    conninfo="service=payme_db_restore",
-                    into=name,
-                    client_dirs=desk.settings.postgres.client_dirs,
-                    report=quiet,
-                )
+                installation.restore(done, name)
                 with installation.site.admin("postgres") as maintenance:
                     maintenance.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]
                 assert all(len(count) > former for count, former in zip(counts, before, strict=True))

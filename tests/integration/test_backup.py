@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from payme_ops.backup import catalogue, manifest, preflight, restore, run, store
 from payme_ops.backup.catalogue import State
 from payme_ops.backup.listing import count_entries
-from payme_ops.backup.manifest import Manifest, Tier
+from payme_ops.backup.manifest import Tier
 from payme_ops.backup.run import Superseded
 from payme_ops.foundation import evidence, lease, signing
 from payme_ops.foundation.clock import key_stamp, utc_now
@@ -53,19 +53,6 @@ def new_database(installation: Installation) -> Iterator[str]:
     finally:
         with installation.site.admin("postgres") as admin:
             admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")  # type: ignore[arg-type]
-
-
-def restored(installation: Installation, done: Manifest, into: str) -> None:
-    desk = installation.desk
-    restore.restore(
-        desk.bucket,
-        done,
-        restore.load_identity(desk.settings.backup.identity_file),
-        conninfo="service=payme_db_restore",
-        into=into,
-        client_dirs=desk.settings.postgres.client_dirs,
-        report=quiet,
-    )
 
 
 def databases(installation: Installation) -> set[str]:
@@ -144,7 +131,7 @@ def test_restore_brings_everything_back(each_installation: Installation) -> None
     done = each_installation.back_up()
     cluster = each_installation.site.cluster
     with new_database(each_installation) as name:
-        restored(each_installation, done, name)
+        each_installation.restore(done, name)
         assert schema_of(cluster, name) == schema_of(cluster, "payme")
         found = restore.measure(cluster.conninfo(name), report=quiet)
         assert found.grants == done.truth.grants
@@ -169,7 +156,7 @@ def test_restore_while_the_source_moves_on(each_installation: Installation) -> N
         admin.execute("INSERT INTO rate_limits VALUES ('later', now())")
         try:
             with new_database(each_installation) as name:
-                restored(each_installation, done, name)
+                each_installation.restore(done, name)
         finally:
             admin.execute("DELETE FROM rate_limits WHERE subject = 'later'")
 
@@ -178,7 +165,7 @@ def test_restore_never_touches_an_existing_database(installation: Installation) 
     done = installation.back_up()
     before = schema_of(installation.site.cluster, "payme")
     with pytest.raises(AlreadyExists, match="database payme exists"):
-        restored(installation, done, "payme")
+        installation.restore(done, "payme")
     assert schema_of(installation.site.cluster, "payme") == before
 
 
@@ -192,7 +179,7 @@ def test_a_restore_that_differs_is_named_and_dropped(installation: Installation)
     before = databases(installation)
     named = rf"public\.users: expected {users['rows']} rows"
     with new_database(installation) as name, pytest.raises(TruthMismatch, match=named):
-        restored(installation, wrong, name)
+        installation.restore(wrong, name)
     assert databases(installation) == before
 
 
@@ -204,7 +191,7 @@ def test_a_restore_into_another_major_version_is_refused(
     password = other.world.secrets["postgres.payme_db_restore"]
     each_installation.connect_as("payme_db_restore", port=str(other.cluster.port), password=password)
     with pytest.raises(SettingsError, match="another major version"):
-        restored(each_installation, done, "never_made")
+        each_installation.restore(done, "never_made")
 
 
 def test_a_restore_without_the_owner_role_says_where_the_roles_are(installation: Installation) -> None:
@@ -213,7 +200,7 @@ def test_a_restore_without_the_owner_role_says_where_the_roles_are(installation:
     key = put_manifest(installation, document)
     done = catalogue.load(installation.store, key, installation.desk.settings.backup.trusted_keys)
     with pytest.raises(NotFound, match="no role nobody_here") as caught:
-        restored(installation, done, "never_made")
+        installation.restore(done, "never_made")
     assert "globals.sql.age" in caught.value.remedy
 
 
@@ -230,7 +217,7 @@ def test_a_flipped_byte_is_found_by_verify_and_by_restore(installation: Installa
         restore.verify(desk.bucket, done, identity, desk.settings.postgres.client_dirs, report=quiet)
     before = databases(installation)
     with pytest.raises(HashMismatch):
-        restored(installation, done, "damaged")
+        installation.restore(done, "damaged")
     assert databases(installation) == before
     assert installation.sessions() == []
 

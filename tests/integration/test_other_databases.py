@@ -36,18 +36,10 @@ def other_database(installation: Installation, options: str = "") -> Iterator[st
 @contextmanager
 def restored(installation: Installation, done: Manifest) -> Iterator[str]:
     """Restored and compared with its manifest, by a superuser: what is owned by one only one can bring back."""
-    desk, name = installation.desk, f'restored "{next(_numbers)}" 100%'
+    name = f'restored "{next(_numbers)}" 100%'
     quoted = '"' + name.replace('"', '""') + '"'
     try:
-        restore.restore(
-            desk.bucket,
-            done,
-            restore.load_identity(desk.settings.backup.identity_file),
-            conninfo=installation.site.cluster.conninfo(),
-            into=name,
-            client_dirs=desk.settings.postgres.client_dirs,
-            report=quiet,
-        )
+        installation.restore(done, name, installation.site.cluster.conninfo())
         yield name
     finally:
         with installation.site.admin("postgres") as admin:

@@ -9,10 +9,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from payme_ops.backup import preflight, restore
+from payme_ops.backup import preflight
 from payme_ops.foundation.evidence import Verdict
 from sandbox import postgres
-from tests.support.installation import Installation, quiet
+from tests.support.installation import Installation
 from tests.support.site import SETTINGS, Site
 from tests.support.waiting import eventually
 
@@ -96,17 +96,8 @@ def test_backup_of_a_standby_restored_on_the_primary(
     (unlogged,) = [each for each in done.truth.relations if each.name == "rate_limits"]
     assert (unlogged.rows, unlogged.content_hash) == (None, None)
     assert "unlogged" in unlogged.note
-    desk = installation.desk
     try:
-        restore.restore(
-            desk.bucket,
-            done,
-            restore.load_identity(desk.settings.backup.identity_file),
-            conninfo="service=payme_db_restore",
-            into="restored_standby",
-            client_dirs=desk.settings.postgres.client_dirs,
-            report=quiet,
-        )
+        installation.restore(done, "restored_standby")
         with installation.site.admin("restored_standby") as admin:
             assert admin.execute("SELECT count(*) FROM rate_limits").fetchone() == (0,)
     finally:

@@ -17,6 +17,7 @@ import pytest
 from botocore.config import Config
 
 from payme_ops.backup import catalogue, preflight, run
+from payme_ops.backup import restore as restoring
 from payme_ops.backup.manifest import Manifest, Tier
 from payme_ops.backup.run import Desk
 from payme_ops.foundation import lease, objectstore, settings
@@ -196,6 +197,19 @@ class Installation:
         preflight.require_passed(found)
         preflight.record(desk, name, found)
         return name
+
+    def restore(self, done: Manifest, into: str, conninfo: str = "service=payme_db_restore") -> None:
+        """Restore into a new database, which compares every table with the manifest."""
+        desk = self.desk
+        restoring.restore(
+            desk.bucket,
+            done,
+            restoring.load_identity(desk.settings.backup.identity_file),
+            conninfo=conninfo,
+            into=into,
+            client_dirs=desk.settings.postgres.client_dirs,
+            report=quiet,
+        )
 
     def next_second(self) -> None:
         """Wait for a second that no earlier backup of this test began in: keys have a resolution of one."""

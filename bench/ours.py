@@ -15,9 +15,9 @@ from payme_ops.backup import preflight, store
 from payme_ops.backup.dump import Dumped, Source, dump
 from payme_ops.backup.globals import dump_globals
 from payme_ops.backup.run import Desk
+from payme_ops.cli import doors
 from payme_ops.foundation import settings
 from payme_ops.foundation.evidence import Evidence, Verdict
-from payme_ops.foundation.objectstore import Bucket, profile_client
 
 NOT_OF_THIS_STORE = frozenset({"bucket_encryption", "bucket_versioning", "written_once"})
 
@@ -42,8 +42,7 @@ def _whole() -> None:
 def _no_truth() -> None:
     """Dump, seal and store, and the globals: no hashes of rows, no read-back, no lease, no manifest."""
     config = settings.load()
-    bucket = Bucket(profile_client("payme_s3_write"), config.backup.bucket)
-    desk = Desk(config, "service=payme_db_read", "service=payme_ops_db", bucket)
+    desk = doors.desk()
     source = Source(desk.database, config.postgres.client_dirs, with_truth=False)
 
     def put(chunks: Iterator[bytes], name: str) -> None:

@@ -27,14 +27,12 @@ COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 START_SECONDS = 180.0  # about 25 on two idle cores
 _HEALTH = ("metadatabase", "scheduler", "triggerer", "dag_processor")
 _DONE = ("success", "failed", "skipped", "upstream_failed")
-# A task goes by its Airflow connections: without these it cannot take the shell's door unnoticed. The identity
-# that opens backups is for restore workers only.
+# A task goes by its Airflow connections: without these it cannot take the shell's door unnoticed.
 _NOT_FOR_TASKS = (
     "PGSERVICEFILE",
     "PGPASSFILE",
     "AWS_CONFIG_FILE",
     "AWS_SHARED_CREDENTIALS_FILE",
-    "PAYME_OPS__BACKUP__IDENTITY_FILE",
 )
 
 

@@ -12,9 +12,8 @@ from rich.markup import escape
 
 from payme_ops.backup import catalogue
 from payme_ops.backup.manifest import Manifest, Tier
-from payme_ops.cli import proof_table
-from payme_ops.foundation import settings
-from payme_ops.foundation.objectstore import Bucket, profile_client
+from payme_ops.cli import doors
+from payme_ops.cli.tables import proof_table
 from sandbox import airflow, world
 from sandbox.airflow import Api
 from sandbox.supervisor import SandboxError, Supervisor
@@ -68,9 +67,7 @@ def back_up(api: Api, supervisor: Supervisor) -> None:
 
 def newest_backup() -> Manifest:
     """The newest daily backup in the bucket, by its signed manifest. The environment must be the world's."""
-    config = settings.load()
-    bucket = Bucket(profile_client("payme_s3_restore"), config.backup.bucket)
-    found = catalogue.newest(bucket, config.backup.database, Tier.DAILY, config.backup.trusted_keys)
+    found = catalogue.newest(doors.catalogue("payme_s3_restore"), Tier.DAILY)
     if found is None:
         raise SandboxError("the bucket holds no complete backup", remedy="run make demo")
     return found

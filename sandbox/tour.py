@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from payme_ops.cli import proof_table
+from payme_ops.cli.tables import proof_table
 from sandbox import postgres, world
 from sandbox.demo import ROOT, newest_backup
 from sandbox.supervisor import SandboxError

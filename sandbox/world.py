@@ -40,6 +40,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 SERVICES = ("postgres", "s3", "slack", "sentry", "airflow")
 USERS = ("oncall", "approver")
 HOME_BUCKET, HOME_REGION = "payme-backups", "af-south-1"
+COPY_BUCKET, COPY_REGION = "payme-backups-dr", "eu-west-1"
 SLACK_CHANNEL = "payme-ops"
 
 # Below the range from which the kernel takes the ports of outgoing connections, so that a port kept from the last
@@ -56,7 +57,7 @@ _CONNECTIONS: Mapping[str, tuple[str, str]] = {
     "payme_db_restore": ("payme_db_restore", "postgres"),
     "payme_ops_db": ("payme_ops", "payme_ops"),
 }
-_PROFILES = ("payme_s3_write", "payme_s3_restore")
+_PROFILES = ("payme_s3_write", "payme_s3_restore", "payme_s3_prune")
 
 # What a developer's shell may hold that must not reach the sandbox.
 _FOREIGN = ("AIRFLOW_", "_AIRFLOW", "PAYME_", "PG", "AWS_", "SENTRY_", "PYTHONPATH", "PYTHONHOME", "PYTEST_")
@@ -132,7 +133,7 @@ def _assemble(root: Path, ports: dict[str, int]) -> World:
     _write_doors(root, ports, passwords)
     env = {
         **_base_environment(),
-        **_settings(keys),
+        **_settings(root, keys),
         **_shell_door(root),
         **_airflow_door(ports, passwords),
     }
@@ -333,19 +334,24 @@ def _passwords(path: Path) -> dict[str, str]:
     return {f"{section}.{key}": value for section in file.sections() for key, value in file.items(section)}
 
 
-def _settings(keys: Path) -> dict[str, str]:
+def _settings(root: Path, keys: Path) -> dict[str, str]:
     client_dirs = [str(postgres.wheel_bin_dir()), "/usr/lib/postgresql/{major}/bin"]
     return {
         "PAYME_OPS__PROFILE": "sandbox",
         "PAYME_OPS__BACKUP__DATABASE": "payme",
         "PAYME_OPS__BACKUP__BUCKET": HOME_BUCKET,
         "PAYME_OPS__BACKUP__REGION": HOME_REGION,
+        "PAYME_OPS__BACKUP__COPY_BUCKET": COPY_BUCKET,
+        "PAYME_OPS__BACKUP__COPY_REGION": COPY_REGION,
         "PAYME_OPS__BACKUP__STORAGE_CLASS": "STANDARD_IA",
         "PAYME_OPS__BACKUP__RECIPIENT_RECOVERY": _age_recipient(keys / "recovery.age-identity"),
         "PAYME_OPS__BACKUP__RECIPIENT_DRILL": _age_recipient(keys / "drill.age-identity"),
         "PAYME_OPS__BACKUP__SIGNING_KEY_FILE": str(keys / "signing.pem"),
         "PAYME_OPS__BACKUP__TRUSTED_KEYS": _trusted_key(keys / "signing.pem"),
         "PAYME_OPS__BACKUP__IDENTITY_FILE": str(keys / "drill.age-identity"),
+        "PAYME_OPS__BACKUP__VERIFICATION_KEY_FILE": str(keys / "verification.pem"),
+        "PAYME_OPS__BACKUP__VERIFICATION_KEYS": _trusted_key(keys / "verification.pem"),
+        "PAYME_OPS__BACKUP__SCRATCH_DIR": str(_data_home(root) / "scratch"),
         "PAYME_OPS__POSTGRES__CLIENT_DIRS": ",".join(client_dirs),
         "PAYME_OPS__SLACK__CHANNEL": SLACK_CHANNEL,
         "PAYME_OPS__ALERT__OWNER": "PayMe on call (sandbox)",

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from sandbox import airflow, world
+from payme_ops.backup.catalogue import Catalogue, Stores
+from payme_ops.foundation.objectstore import Bucket
+from sandbox import airflow, s3, world
 from sandbox.airflow import Api
 from sandbox.http import call
 from sandbox.supervisor import Supervisor
-from sandbox.world import World
+from sandbox.world import COPY_BUCKET, HOME_BUCKET, World
 
 DAG = "backup_daily"
 PARSED_WITHIN_SECONDS = 120.0
@@ -29,6 +31,13 @@ class Desk:
     world: World
     supervisor: Supervisor
     api: Api
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The catalogue, seen by somebody who may do everything."""
+        client, env = s3.client(self.world.url("s3")), self.world.env
+        keys = [[env[f"PAYME_OPS__BACKUP__{name}_KEYS"]] for name in ("TRUSTED", "VERIFICATION")]
+        return Catalogue(Stores(Bucket(client, HOME_BUCKET), Bucket(client, COPY_BUCKET)), "payme", *keys)
 
     def run(self, dag: str = DAG, **conf: object) -> tuple[str, str]:
         """Trigger by the API once nothing runs, wait for the end; (run id, state)."""

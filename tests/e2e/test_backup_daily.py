@@ -16,7 +16,6 @@ import pytest
 
 from payme_ops.backup import catalogue
 from payme_ops.backup.manifest import Manifest, Tier
-from payme_ops.foundation.objectstore import Bucket
 from sandbox import postgres, s3
 from sandbox.payme_db.generate import CANARY_PHONE
 from tests.e2e.conftest import DAG, RUN_WITHIN_SECONDS, Desk
@@ -25,8 +24,7 @@ BUCKET = "payme-backups"
 
 
 def newest(desk: Desk) -> Manifest | None:
-    bucket = Bucket(s3.client(desk.world.url("s3")), BUCKET)
-    return catalogue.newest(bucket, "payme", Tier.DAILY, [desk.world.env["PAYME_OPS__BACKUP__TRUSTED_KEYS"]])
+    return catalogue.newest(desk.catalogue, Tier.DAILY)
 
 
 def superuser(desk: Desk, dbname: str = "payme") -> psycopg.Connection:

@@ -5,6 +5,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -256,8 +257,7 @@ def test_verify_changes_nothing_and_accepts_a_good_one(each_installation: Instal
 
 def test_only_what_is_signed_and_in_its_place_counts(installation: Installation) -> None:
     done = installation.back_up()
-    desk = installation.desk
-    trusted = desk.settings.backup.trusted_keys
+    where = installation.catalogue
     good = installation.store.get(done.key)
     document = json.loads(good)["document"]
     changed = json.dumps({**json.loads(good), "document": {**document, "run": "somebody"}}).encode()
@@ -273,16 +273,16 @@ def test_only_what_is_signed_and_in_its_place_counts(installation: Installation)
     for stamp, body in bad.items():
         installation.store.put_if_absent(f"postgres/payme/daily/{stamp}/manifest.json", body)
     installation.store.put_if_absent("postgres/payme/daily/manifest.json", good)
-    found = {entry.key: entry for entry in catalogue.entries(installation.store, "payme", trusted)}
+    found = {entry.key: entry for entry in catalogue.entries(where)}
     assert len(found) == len(bad) + 2
     assert [key for key, entry in found.items() if entry.state is State.COMPLETE] == [done.key]
     assert all(entry.why and entry.manifest is None for key, entry in found.items() if key != done.key)
-    assert catalogue.newest(installation.store, "payme", Tier.DAILY, trusted) == done
-    assert catalogue.find(installation.store, "payme", "latest", trusted) == done
+    assert catalogue.newest(where, Tier.DAILY) == done
+    assert catalogue.find(where, "latest").manifest == done
     with pytest.raises(ManifestInvalid, match="another backup's key"):
-        catalogue.find(installation.store, "payme", "20990101T000001EAT", trusted)
+        catalogue.find(where, "20990101T000001EAT")
     with pytest.raises(Untrusted):
-        catalogue.find(installation.store, "payme", "20990101T000002EAT", trusted)
+        catalogue.find(where, "20990101T000002EAT")
 
 
 def test_a_newer_manifest_is_named_as_that(installation: Installation) -> None:
@@ -291,7 +291,7 @@ def test_a_newer_manifest_is_named_as_that(installation: Installation) -> None:
     trusted = installation.desk.settings.backup.trusted_keys
     with pytest.raises(ManifestInvalid, match="newer version"):
         catalogue.load(installation.store, key, trusted)
-    (entry,) = [each for each in catalogue.entries(installation.store, "payme", trusted) if each.key == key]
+    (entry,) = [each for each in catalogue.entries(installation.catalogue) if each.key == key]
     assert entry.state is State.UNTRUSTED
     assert "version 2" in entry.why
 
@@ -299,34 +299,33 @@ def test_a_newer_manifest_is_named_as_that(installation: Installation) -> None:
 def test_a_retired_key_still_counts_as_long_as_it_is_listed(installation: Installation) -> None:
     done = installation.back_up()
     new = signing.public_key(Ed25519PrivateKey.generate())
-    old = installation.desk.settings.backup.trusted_keys
-    assert catalogue.newest(installation.store, "payme", Tier.DAILY, [new, *old]) == done
-    assert catalogue.newest(installation.store, "payme", Tier.DAILY, [new]) is None
+    where = installation.catalogue
+    assert catalogue.newest(replace(where, manifest_keys=[new, *where.manifest_keys]), Tier.DAILY) == done
+    assert catalogue.newest(replace(where, manifest_keys=[new]), Tier.DAILY) is None
 
 
 def test_a_backup_is_found_by_key_prefix_stamp_or_latest(installation: Installation) -> None:
     first, second = installation.back_up(), installation.back_up()
-    trusted = installation.desk.settings.backup.trusted_keys
+    where = installation.catalogue
     for name in (first.key, first.prefix, first.prefix.split("/")[3]):
-        assert catalogue.find(installation.store, "payme", name, trusted) == first
-    assert catalogue.find(installation.store, "payme", "latest", trusted) == second
+        assert catalogue.find(where, name).manifest == first
+    assert catalogue.find(where, "latest").manifest == second
     for name in ("nope", "", "postgres/"):
-        with pytest.raises(NotFound, match="0 that match, 2 in all"):
-            catalogue.find(installation.store, "payme", name, trusted)
+        with pytest.raises(NotFound, match="none among 2"):
+            catalogue.find(where, name)
 
 
 def test_no_backup_at_all(installation: Installation) -> None:
-    trusted = installation.desk.settings.backup.trusted_keys
-    assert list(catalogue.entries(installation.store, "payme", trusted)) == []
-    assert catalogue.newest(installation.store, "payme", Tier.DAILY, trusted) is None
+    where = installation.catalogue
+    assert list(catalogue.entries(where)) == []
+    assert catalogue.newest(where, Tier.DAILY) is None
     with pytest.raises(NotFound):
-        catalogue.find(installation.store, "payme", "latest", trusted)
+        catalogue.find(where, "latest")
 
 
 def test_expiry_by_tier(installation: Installation) -> None:
     done = installation.back_up()
-    trusted = installation.desk.settings.backup.trusted_keys
-    (entry,) = catalogue.entries(installation.store, "payme", trusted)
+    (entry,) = catalogue.entries(installation.catalogue)
     assert entry.expires_at == done.snapshot_at + timedelta(days=30)
     assert entry.started_at == done.started_at
 

@@ -9,6 +9,7 @@ import pytest
 
 from payme_ops import cli
 from payme_ops.backup import manifest
+from payme_ops.cli import doors
 from payme_ops.foundation import errors, evidence, lease
 from payme_ops.foundation.clock import show
 from payme_ops.foundation.errors import PaymeOpsError
@@ -21,7 +22,7 @@ Shell = Callable[..., Ended]
 @pytest.fixture
 def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
     """`payme-ops ...` in this process."""
-    for console in (cli._out, cli._err):
+    for console in (doors.out, doors.err):
         monkeypatch.setattr(console, "_width", 200)
 
     def run(*arguments: str) -> Ended:
@@ -129,7 +130,7 @@ def test_0_and_2_usage(installation: Installation, shell: Shell) -> None:
 def test_1_not_found_and_settings(installation: Installation, shell: Shell) -> None:
     ended = shell("backup", "show", "nope")
     assert ended.code == 1
-    assert ended.err.startswith("no single backup is named 'nope'; expected ")
+    assert ended.err.startswith("no backup is named 'nope'; expected ")
     assert "To do: look at `python -m payme_ops backup list`" in " ".join(ended.err.split())
     installation.set("BACKUP__REGION", "Nairobi")
     installation.set("BACKUP__BUCKET", None)
@@ -208,7 +209,7 @@ def test_every_error_has_an_exit_code_and_its_text_is_shown_as_it_is(
         def fail(kind: type[PaymeOpsError] = kind) -> None:
             raise kind("what [bold]happened[/bold]", remedy="do [this]")
 
-        monkeypatch.setattr(cli.settings, "load", fail)
+        monkeypatch.setattr(doors.settings, "load", fail)
         ended = shell("backup", "list")
         assert ended.code in (1, 3, 4, 5, 6), kind
         assert "what [bold]happened[/bold]. To do: do [this]" in ended.err, kind

@@ -26,14 +26,10 @@ BUCKET, REGION = "payme-first-run", "af-south-1"
 FROM_HERE_ON = "payme_ops ops-db migrate"
 # Every check, through Airflow's connections.
 AIRFLOW_DOOR = """
-from payme_ops.backup import preflight, run
-from payme_ops.foundation import settings
-from payme_ops.orchestration.connections import bucket, conninfo
+from payme_ops.backup import preflight
+from payme_ops.orchestration import doors
 
-config = settings.load()
-store = bucket("payme_s3_write", config.backup.bucket)
-desk = run.Desk(config, conninfo("payme_db_read"), conninfo("payme_ops_db"), store)
-preflight.require_passed(preflight.examine(desk, actor="test", for_run=True))
+preflight.require_passed(preflight.examine(doors.desk(), actor="test", for_run=True))
 """
 
 

@@ -44,7 +44,7 @@ def upload(bucket: Bucket, data: bytes = BLOB, step: int = MIB) -> None:
 def test_multipart_of_more_than_one_part_comes_back_whole(bucket: Bucket, installation: Installation) -> None:
     upload(bucket)
     assert b"".join(bucket.stream("blob")) == BLOB
-    assert bucket.size_bytes("blob") == len(BLOB)
+    assert bucket.head("blob").size_bytes == len(BLOB)
     head = installation.store.client.head_object(Bucket=bucket.name, Key="blob")
     assert (head["StorageClass"], head["ServerSideEncryption"]) == ("STANDARD_IA", "AES256")
     assert head["ETag"].endswith('-2"')
@@ -111,7 +111,7 @@ def test_keys_in_order_over_several_pages(bucket: Bucket, monkeypatch: pytest.Mo
     assert list(bucket.keys("p/")) == names
 
 
-@pytest.mark.parametrize("missing", ["get", "stream", "size_bytes"])
+@pytest.mark.parametrize("missing", ["get", "stream", "head"])
 def test_what_is_not_there_is_not_found(bucket: Bucket, missing: str) -> None:
     with pytest.raises(NotFound):
         found = getattr(bucket, missing)("nothing")

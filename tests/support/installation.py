@@ -18,6 +18,7 @@ from botocore.config import Config
 
 from payme_ops.backup import catalogue, preflight, run
 from payme_ops.backup import restore as restoring
+from payme_ops.backup.catalogue import Catalogue, Stores
 from payme_ops.backup.manifest import Manifest, Tier
 from payme_ops.backup.run import Desk
 from payme_ops.foundation import lease, objectstore, settings
@@ -102,7 +103,9 @@ class Installation:
     def __init__(self, site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.site, self._folder, self._monkeypatch = site, folder, monkeypatch
         self.bucket_name = f"payme-test-{os.getpid()}-{next(_numbers)}"
-        self._make_bucket()
+        self.copies_name = f"{self.bucket_name}-copies"
+        _make_bucket(site.store, self.bucket_name)
+        _make_bucket(site.copy_store, self.copies_name)
         for name in [name for name in os.environ if name.startswith(_FOREIGN)]:
             monkeypatch.delenv(name)
         for name, value in site.world.env.items():
@@ -110,13 +113,24 @@ class Installation:
         monkeypatch.setenv("PYTHONPATH", str(PROJECT / "plugins"))
         monkeypatch.setenv("COLUMNS", "200")
         self.set("BACKUP__BUCKET", self.bucket_name)
+        self.set("BACKUP__COPY_BUCKET", self.copies_name)
         self._newest = utc_now() - timedelta(seconds=1)
         self._started: list[Running] = []
 
     @property
     def store(self) -> Bucket:
-        """The bucket, without any proxy in between."""
+        """The home bucket, without any proxy in between."""
         return Bucket(self.site.store, self.bucket_name)
+
+    @property
+    def copies(self) -> Bucket:
+        """The other region's bucket, without any proxy in between."""
+        return Bucket(self.site.copy_store, self.copies_name)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The catalogue, without any proxy in between."""
+        return Catalogue.of(Stores(self.store, self.copies), settings.load().backup)
 
     @property
     def desk(self) -> Desk:
@@ -126,8 +140,8 @@ class Installation:
         which = (Path(os.environ["AWS_CONFIG_FILE"]).read_text(), objectstore.CLIENT_CONFIG)
         if which not in _clients:
             _clients[which] = profile_client("payme_s3_write")
-        bucket = Bucket(_clients[which], config.backup.bucket)
-        return Desk(config, "service=payme_db_read", "service=payme_ops_db", bucket)
+        home, copies = (Bucket(_clients[which], name) for name in (config.backup.bucket, config.backup.copy_bucket))
+        return Desk(config, "service=payme_db_read", "service=payme_ops_db", home, copies)
 
     def set(self, name: str, value: str | None) -> None:
         """One setting, for this test; None removes it."""
@@ -218,13 +232,12 @@ class Installation:
 
     def manifests(self) -> list[Manifest]:
         """Everything in the catalogue; fails when an entry does not count or one of its objects is not there."""
-        config = settings.load()
-        found = list(catalogue.entries(self.store, config.backup.database, config.backup.trusted_keys))
+        found = list(catalogue.entries(self.catalogue, tiers=[Tier.DAILY]))
         assert [entry.why for entry in found if entry.why] == []
         manifests = [entry.manifest for entry in found if entry.manifest]
         for manifest in manifests:
             for stored in (manifest.archive, manifest.globals):
-                assert self.store.size_bytes(stored.key) == stored.size_bytes
+                assert self.store.head(stored.key).size_bytes == stored.size_bytes
         self._newest = max([self._newest, *(manifest.snapshot_at for manifest in manifests)])
         return manifests
 
@@ -257,16 +270,12 @@ class Installation:
         assert len(self.manifests()) == backups + 1
         return manifest
 
-    def _make_bucket(self) -> None:
-        client = self.site.store
-        client.create_bucket(
-            Bucket=self.bucket_name,
-            CreateBucketConfiguration={"LocationConstraint": "af-south-1"},
-            ObjectLockEnabledForBucket=True,
-        )
-        client.put_bucket_encryption(
-            Bucket=self.bucket_name,
-            ServerSideEncryptionConfiguration={
-                "Rules": [{"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}]
-            },
-        )
+
+def _make_bucket(client: "S3Client", name: str) -> None:
+    """In the client's region."""
+    region: Any = client.meta.region_name
+    client.create_bucket(
+        Bucket=name, CreateBucketConfiguration={"LocationConstraint": region}, ObjectLockEnabledForBucket=True
+    )
+    rule: Any = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
+    client.put_bucket_encryption(Bucket=name, ServerSideEncryptionConfiguration={"Rules": [rule]})

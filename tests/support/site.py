@@ -45,6 +45,11 @@ class Site:
         """A client of its S3 that may do everything. Making one takes a while."""
         return s3.client(self.world.url("s3"))
 
+    @cached_property
+    def copy_store(self) -> "S3Client":
+        """The same in the other region."""
+        return s3.client(self.world.url("s3"), world.COPY_REGION)
+
     @contextmanager
     def admin(self, dbname: str = "payme") -> Iterator[psycopg.Connection]:
         """A superuser's autocommit connection."""

@@ -174,9 +174,9 @@ def test_age_keygen_reads_the_identities(built: World) -> None:
     assert read.stdout.strip() == built.env["PAYME_OPS__BACKUP__RECIPIENT_RECOVERY"]
 
 
-def test_tasks_have_one_door_and_no_identity(built: World) -> None:
+def test_tasks_have_one_door(built: World) -> None:
     env = airflow.environment(built)
-    for name in ("PGSERVICEFILE", "PGPASSFILE", "AWS_CONFIG_FILE", "PAYME_OPS__BACKUP__IDENTITY_FILE"):
+    for name in ("PGSERVICEFILE", "PGPASSFILE", "AWS_CONFIG_FILE"):
         assert name in built.env
         assert name not in env
     assert env["AIRFLOW_CONN_PAYME_DB_READ"] == built.env["AIRFLOW_CONN_PAYME_DB_READ"]

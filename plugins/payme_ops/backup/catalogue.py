@@ -1,15 +1,29 @@
-"""The bucket is the catalogue: a backup is listed when its manifest is there, and counts when its signature holds."""
+"""The buckets are the catalogue: a backup is listed when its manifest is there, and counts when its signature holds.
+
+Dailies lie in the home bucket, weekly copies and monthly archives in the other region's.
+"""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from payme_ops.backup import verification
 from payme_ops.backup.manifest import MANIFEST_NAME, Manifest, Tier, parse
+from payme_ops.backup.verification import Outcome
 from payme_ops.foundation.clock import parse_key_stamp
-from payme_ops.foundation.errors import IntegrityError, ManifestInvalid, NotFound
+from payme_ops.foundation.errors import (
+    IntegrityError,
+    ManifestInvalid,
+    NotFound,
+    PaymeOpsError,
+    StoreRefused,
+    StoreUnavailable,
+)
 from payme_ops.foundation.objectstore import Bucket
+from payme_ops.foundation.record import Record
+from payme_ops.foundation.settings import BackupSettings
 from payme_ops.foundation.signing import verify
 
 # How long a tier keeps a backup, from its snapshot; None: for ever.
@@ -17,22 +31,61 @@ RETENTION = {Tier.DAILY: timedelta(days=30), Tier.WEEKLY: timedelta(days=90), Ti
 
 
 class State(StrEnum):
-    """What a backup is worth."""
+    """What a backup is worth (DESIGN.md section 2). Only COMPLETE and VERIFIED ones count."""
 
     COMPLETE = "COMPLETE"
+    VERIFIED = "VERIFIED"
+    REFUTED = "REFUTED"
+    CLOSED = "CLOSED"
     UNTRUSTED = "UNTRUSTED"
 
 
 @dataclass(frozen=True)
+class Stores:
+    """The two buckets, each through one identity's client."""
+
+    home: Bucket
+    copies: Bucket
+
+    def of(self, tier: Tier) -> Bucket:
+        """Where a tier's backups lie."""
+        return self.home if tier is Tier.DAILY else self.copies
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Where to look, for which database, and whose signatures count."""
+
+    stores: Stores
+    database: str
+    manifest_keys: list[str] = field(repr=False)
+    verification_keys: list[str] = field(repr=False)
+
+    @classmethod
+    def of(cls, stores: Stores, backup: BackupSettings) -> "Catalogue":
+        """The catalogue that the settings name."""
+        return cls(stores, backup.database, backup.trusted_keys, backup.verification_keys)
+
+
+@dataclass(frozen=True)
 class Entry:
-    """One backup in the catalogue. `manifest` is None when it cannot be trusted; `why` says so."""
+    """One backup in the catalogue. `manifest` is None when it cannot be trusted; `why` says so.
+
+    A verification that cannot be trusted counts as none; `why` says that, too.
+    """
 
     key: str
     tier: Tier
     started_at: datetime
     state: State
     manifest: Manifest | None
+    verification: Record | None = None
     why: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it can be relied on."""
+        return self.state in (State.COMPLETE, State.VERIFIED)
 
     @property
     def expires_at(self) -> datetime | None:
@@ -62,58 +115,100 @@ def load(bucket: Bucket, key: str, trusted_keys: list[str]) -> Manifest:
 
 
 def entries(
-    bucket: Bucket,
-    database: str,
-    trusted_keys: list[str],
-    *,
-    tiers: list[Tier] | None = None,
-    newest_first: bool = False,
+    catalogue: Catalogue, *, tiers: Sequence[Tier] = tuple(Tier), newest_first: bool = False
 ) -> Iterator[Entry]:
-    """All backups of a database, by tier and time. One listing and one small read per backup."""
-    for tier in tiers or list(Tier):
-        keys = [key for key in bucket.keys(f"postgres/{database}/{tier}/") if key.endswith(f"/{MANIFEST_NAME}")]
-        for key in sorted(keys, reverse=newest_first):
-            yield _entry(bucket, key, tier, trusted_keys)
+    """All backups of the database, by tier and time. A listing a tier and two small reads a backup."""
+    for tier in tiers:
+        for key in sorted(_manifest_keys(catalogue, tier), reverse=newest_first):
+            yield entry(catalogue, tier, key)
 
 
-def newest(bucket: Bucket, database: str, tier: Tier, trusted_keys: list[str]) -> Manifest | None:
-    """The newest complete backup of a tier. What is not trusted does not count."""
-    found = entries(bucket, database, trusted_keys, tiers=[tier], newest_first=True)
-    return next((entry.manifest for entry in found if entry.manifest), None)
+def reachable(catalogue: Catalogue) -> tuple[list[Entry], list[PaymeOpsError]]:
+    """All backups of every region that answers, and what those said that did not."""
+    found: list[Entry] = []
+    away: list[PaymeOpsError] = []
+    for tier in Tier:
+        try:
+            found += entries(catalogue, tiers=[tier])
+        except (StoreUnavailable, StoreRefused, NotFound) as error:
+            away.append(error)
+    return found, away
 
 
-def find(bucket: Bucket, database: str, name: str, trusted_keys: list[str]) -> Manifest:
-    """A backup by its manifest key, its prefix, its key stamp, or `latest`.
+def newest(catalogue: Catalogue, tier: Tier) -> Manifest | None:
+    """The newest backup of a tier that counts."""
+    found = entries(catalogue, tiers=[tier], newest_first=True)
+    return next((one.manifest for one in found if one.counts), None)
 
-    Raises NotFound saying what there is, Untrusted, ManifestInvalid.
+
+def find(catalogue: Catalogue, name: str) -> Entry:
+    """A backup by its manifest key, its prefix, its key stamp, or `latest` (of those that count).
+
+    A stamp that several tiers share means the daily, then the weekly, then the monthly. A region that is away is
+    passed over. Raises NotFound saying what there is; Untrusted or another IntegrityError for a backup whose
+    manifest does not count.
     """
+    found, away = reachable(catalogue)
     if name == "latest":
-        manifests = [newest(bucket, database, tier, trusted_keys) for tier in Tier]
-        present = [manifest for manifest in manifests if manifest]
-        if present:
-            return max(present, key=lambda manifest: manifest.snapshot_at)
-        raise NotFound(
-            f"{database} has no backup that counts",
-            expected="a manifest signed by a trusted key",
-            found="none, or only UNTRUSTED ones",
-            remedy="look at `python -m payme_ops backup list`, which says why each is not trusted",
-        )
-    keys = [key for key in bucket.keys(f"postgres/{database}/") if key.endswith(f"/{MANIFEST_NAME}")]
-    wanted = [key for key in keys if name in (key, key.removesuffix(MANIFEST_NAME), key.split("/")[3])]
-    if len(wanted) == 1:
-        return load(bucket, wanted[0], trusted_keys)
+        return _latest(catalogue, found, away)
+    wanted = [one for one in found if name in (one.key, one.key.removesuffix(MANIFEST_NAME), one.key.split("/")[3])]
+    if wanted:
+        if wanted[0].manifest is None:  # raise what is wrong with it
+            load(catalogue.stores.of(wanted[0].tier), wanted[0].key, catalogue.manifest_keys)
+        return wanted[0]
     raise NotFound(
-        f"no single backup is named {name!r}",
+        f"no backup is named {name!r}",
         expected="a manifest key, a time stamp like 20260128T020000EAT, or latest",
-        found=f"{len(wanted)} that match, {len(keys)} in all",
+        found=f"none among {len(found)}{_away(away)}",
         remedy="look at `python -m payme_ops backup list`",
     )
 
 
-def _entry(bucket: Bucket, key: str, tier: Tier, trusted_keys: list[str]) -> Entry:
+def copies(catalogue: Catalogue, manifest: Manifest) -> list[tuple[Bucket, Manifest]]:
+    """The backup and, after it, everything in the catalogue with the same bytes and truth."""
+    same = [
+        (catalogue.stores.of(one.tier), one.manifest)
+        for one in reachable(catalogue)[0]
+        if one.manifest
+        and one.key != manifest.key
+        and verification.binding(one.manifest) == verification.binding(manifest)
+    ]
+    return [(catalogue.stores.of(manifest.tier), manifest), *same]
+
+
+def entry(catalogue: Catalogue, tier: Tier, key: str) -> Entry:
+    """One backup as it stands. Raises StoreUnavailable, StoreRefused."""
+    bucket = catalogue.stores.of(tier)
     try:
         started_at = parse_key_stamp(key.split("/")[3])
-        manifest = load(bucket, key, trusted_keys)
+        manifest = load(bucket, key, catalogue.manifest_keys)
     except (IntegrityError, NotFound, ValueError) as error:
-        return Entry(key, tier, datetime.min, State.UNTRUSTED, None, str(error))  # noqa: DTZ901  # never shown
-    return Entry(key, tier, started_at, State.COMPLETE, manifest)
+        never = datetime.min  # noqa: DTZ901  # never shown
+        return Entry(key, tier, never, State.UNTRUSTED, None, None, str(error))
+    try:
+        verified = verification.read(bucket, manifest, catalogue.verification_keys)
+    except IntegrityError as error:
+        return Entry(key, tier, started_at, State.COMPLETE, manifest, None, f"its verification does not count: {error}")
+    state = State(Outcome(verified.verdict)) if verified else State.COMPLETE
+    return Entry(key, tier, started_at, state, manifest, verified)
+
+
+def _manifest_keys(catalogue: Catalogue, tier: Tier) -> list[str]:
+    prefix = f"postgres/{catalogue.database}/{tier}/"
+    return [key for key in catalogue.stores.of(tier).keys(prefix) if key.endswith(f"/{MANIFEST_NAME}")]
+
+
+def _latest(catalogue: Catalogue, found: list[Entry], away: list[PaymeOpsError]) -> Entry:
+    present = [(one.manifest.snapshot_at, one) for one in found if one.manifest and one.counts]
+    if present:
+        return max(present, key=lambda pair: pair[0])[1]  # of equal ones the first: dailies come first
+    raise NotFound(
+        f"{catalogue.database} has no backup that counts",
+        expected="a manifest signed by a trusted key, not refuted",
+        found=f"none{_away(away)}",
+        remedy="look at `python -m payme_ops backup list`, which says why each does not count",
+    )
+
+
+def _away(away: list[PaymeOpsError]) -> str:
+    return f"; not everything could be looked at: {away[0].what}, {away[0].found}" if away else ""

@@ -160,7 +160,10 @@ class ReadBack(_Part):
 
 
 class Manifest(_Part):
-    """All that a restore needs to know, and what it must come to."""
+    """All that a restore needs to know, and what it must come to.
+
+    `copied_from` is the manifest key of the daily backup whose bytes a weekly copy or monthly archive holds.
+    """
 
     format: Literal["payme-ops/backup"]
     version: Literal[1]
@@ -180,6 +183,7 @@ class Manifest(_Part):
     truth: Truth
     milliseconds: dict[str, int]
     read_back: ReadBack | None
+    copied_from: str | None = None
 
     @property
     def key(self) -> str:

@@ -298,8 +298,7 @@ def _recipients(desk: Desk) -> Finding:
         return failed(
             {"recipients": "both the same"}, "recovery and drill are two keys with two holders (docs/keys.md)"
         )
-    backup = desk.settings.backup
-    last = catalogue.newest(desk.bucket, backup.database, Tier.DAILY, backup.trusted_keys)
+    last = catalogue.newest(desk.catalogue, Tier.DAILY)
     changed = [n for n, text in desk.recipients.items() if last and last.sealing.recipients.get(n) != text]
     if last and changed:
         return failed(

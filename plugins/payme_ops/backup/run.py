@@ -11,6 +11,7 @@ from datetime import datetime
 
 from payme_ops import __version__
 from payme_ops.backup import catalogue, manifest, store
+from payme_ops.backup.catalogue import Catalogue, Stores
 from payme_ops.backup.dump import Dumped, Source, dump
 from payme_ops.backup.globals import dump_globals
 from payme_ops.backup.manifest import Manifest, SealedObject, Sealing, Tier
@@ -36,12 +37,21 @@ class Superseded(PaymeOpsError):
 
 @dataclass(frozen=True)
 class Desk:
-    """What the stages work with: settings and three doors, each with the least power."""
+    """What the stages work with: settings and the doors, each with the least power.
+
+    `bucket` is the home bucket, `copies` that of the other region.
+    """
 
     settings: Settings
     database: str = field(repr=False)  # a conninfo may hold a password
     ops: str = field(repr=False)
     bucket: Bucket
+    copies: Bucket
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The catalogue through this desk's identities."""
+        return Catalogue.of(Stores(self.bucket, self.copies), self.settings.backup)
 
     @property
     def placement(self) -> store.Placement:
@@ -176,8 +186,7 @@ def _sessions(desk: Desk) -> str:
 
 def _refuse_superseded(desk: Desk, tier: Tier, queued_at: datetime) -> Manifest | None:
     """The newest complete backup of the tier, or None."""
-    backup = desk.settings.backup
-    newest = catalogue.newest(desk.bucket, backup.database, tier, backup.trusted_keys)
+    newest = catalogue.newest(desk.catalogue, tier)
     if newest and newest.snapshot_at >= queued_at:
         raise Superseded(
             f"a complete {tier} backup is newer than this request",

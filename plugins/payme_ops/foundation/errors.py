@@ -19,6 +19,7 @@ PaymeOpsError
     ├── HashMismatch           length or SHA-256 differs
     ├── Untrusted              unsigned, or signed by an unknown key
     ├── ManifestInvalid        not a manifest, or one of a newer version
+    ├── RecordInvalid          not a record, or one of a newer version
     └── TruthMismatch          restored rows or content differ from the manifest
 """
 
@@ -127,6 +128,10 @@ class Untrusted(IntegrityError):
 
 class ManifestInvalid(IntegrityError):
     """The document is not a manifest this version can read."""
+
+
+class RecordInvalid(IntegrityError):
+    """The document is not a record this version can read."""
 
 
 class TruthMismatch(IntegrityError):

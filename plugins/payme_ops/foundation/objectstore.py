@@ -6,9 +6,9 @@ Errors: StoreUnavailable for 5xx, throttling and silence (after botocore's own r
 import base64
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -24,6 +24,7 @@ from payme_ops.foundation.scrub import scrub
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, CopySourceTypeDef
 
 MIB = 1024 * 1024
 # No checksum trailers: botocore's newer defaults have written trailer bytes into objects on other stores (boto3 issues
@@ -51,12 +52,18 @@ _AGAIN = {
     "InternalError",
 }
 READ_CHUNK = MIB
+# One CopyObject takes 5 GiB at most (S3's own limit); above it UploadPartCopy copies parts of this size.
+SINGLE_COPY_BYTES = 5 * 1024 * MIB
+COPY_PART_BYTES = 512 * MIB
 
 
-def profile_client(profile: str) -> "S3Client":
-    """A client of an AWS profile (AWS_CONFIG_FILE): the door of a shell; in Airflow a connection is the door."""
+def profile_client(profile: str, region: str | None = None) -> "S3Client":
+    """A client of an AWS profile (AWS_CONFIG_FILE): the door of a shell; in Airflow a connection is the door.
+
+    `region` is the bucket's, where that is not the profile's.
+    """
     try:
-        return boto3.Session(profile_name=profile).client("s3", config=CLIENT_CONFIG)
+        return boto3.Session(profile_name=profile, region_name=region).client("s3", config=CLIENT_CONFIG)
     except BotoCoreError as error:
         raise StoreRefused(
             f"AWS profile {profile} cannot be used",
@@ -101,6 +108,40 @@ def _translate(what: str, error: ClientError) -> Exception:
 
 
 @dataclass(frozen=True)
+class Item:
+    """One object of a listing. `size_bytes` in bytes."""
+
+    key: str
+    size_bytes: int
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of an object, or a delete marker."""
+
+    key: str
+    version_id: str
+    latest: bool
+    marker: bool
+    modified: datetime
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Head:
+    """What S3 says of an object. `restore` is its raw x-amz-restore header, empty when it has none."""
+
+    size_bytes: int
+    modified: datetime
+    version_id: str
+    storage_class: str
+    restore: str
+    retain_until: datetime | None
+    legal_hold: bool
+
+
+@dataclass(frozen=True)
 class Bucket:
     """One bucket through one identity's client."""
 
@@ -113,6 +154,75 @@ class Bucket:
             self.client.put_object(
                 Bucket=self.name, Key=key, Body=body, ContentMD5=_md5(body), IfNoneMatch="*", **extra
             )
+
+    def put(self, key: str, body: bytes, **extra: Any) -> None:
+        """Write, whatever is there; a versioned bucket keeps what was."""
+        with speaking(f"write {key} to bucket {self.name}"):
+            self.client.put_object(Bucket=self.name, Key=key, Body=body, ContentMD5=_md5(body), **extra)
+
+    def delete(self, key: str) -> None:
+        """Put a delete marker on top; in a versioned bucket no byte is lost by it. What is not there is no error."""
+        with speaking(f"delete {key} in bucket {self.name}"):
+            self.client.delete_object(Bucket=self.name, Key=key)
+
+    def copy(
+        self,
+        source: "Bucket",
+        key: str,
+        to: str,
+        *,
+        size_bytes: int,
+        version_id: str | None = None,
+        progress: Callable[[int], None] = lambda _: None,
+        **extra: Any,
+    ) -> None:
+        """Copy an object of `source` to the key `to` here, inside the store; our identity must be able to read it.
+
+        Above SINGLE_COPY_BYTES in parts, and then the upload is aborted if a part fails. `progress` gets bytes.
+        """
+        origin: CopySourceTypeDef = {"Bucket": source.name, "Key": key}
+        if version_id:
+            origin["VersionId"] = version_id
+        with speaking(f"copy {key} from bucket {source.name} to {to} in bucket {self.name}"):
+            if size_bytes <= SINGLE_COPY_BYTES:
+                self.client.copy_object(
+                    Bucket=self.name, Key=to, CopySource=origin, MetadataDirective="REPLACE", **extra
+                )
+                progress(size_bytes)
+            else:
+                self._copy_parts(origin, to, size_bytes, progress, extra)
+
+    def _copy_parts(
+        self,
+        origin: "CopySourceTypeDef",
+        to: str,
+        size_bytes: int,
+        progress: Callable[[int], None],
+        extra: dict[str, Any],
+    ) -> None:
+        upload = self.client.create_multipart_upload(Bucket=self.name, Key=to, **extra)["UploadId"]
+        parts: list[CompletedPartTypeDef] = []
+        try:
+            for number, start in enumerate(range(0, size_bytes, COPY_PART_BYTES), 1):
+                end = min(start + COPY_PART_BYTES, size_bytes)
+                answer = self.client.upload_part_copy(
+                    Bucket=self.name,
+                    Key=to,
+                    UploadId=upload,
+                    PartNumber=number,
+                    CopySource=origin,
+                    CopySourceRange=f"bytes={start}-{end - 1}",
+                )
+                parts.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
+                progress(end - start)
+            self.client.complete_multipart_upload(
+                Bucket=self.name, Key=to, UploadId=upload, MultipartUpload={"Parts": parts}
+            )
+        except BaseException:
+            # The store that failed us may not take this either; the next holder of the lease aborts it.
+            with suppress(ClientError, BotoCoreError):
+                self.client.abort_multipart_upload(Bucket=self.name, Key=to, UploadId=upload)
+            raise
 
     def get(self, key: str, *, limit: int = 64 * MIB) -> bytes:
         """A small object whole. Raises NotFound, StoreUnavailable when it breaks off, StoreRefused beyond `limit`."""
@@ -132,17 +242,43 @@ class Bucket:
             finally:
                 body.close()
 
-    def size_bytes(self, key: str) -> int:
-        """Length of the object. Raises NotFound."""
+    def head(self, key: str) -> Head:
+        """Length, class, lock and the state of a retrieval. Raises NotFound."""
         with speaking(f"look at {key} in bucket {self.name}"):
-            return int(self.client.head_object(Bucket=self.name, Key=key)["ContentLength"])
+            answer = self.client.head_object(Bucket=self.name, Key=key)
+        return Head(
+            size_bytes=int(answer["ContentLength"]),
+            modified=answer["LastModified"],
+            version_id=answer.get("VersionId", ""),
+            storage_class=answer.get("StorageClass", "STANDARD"),
+            restore=answer.get("Restore", ""),
+            retain_until=answer.get("ObjectLockRetainUntilDate"),
+            legal_hold=answer.get("ObjectLockLegalHoldStatus") == "ON",
+        )
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        """All keys below a prefix, in order."""
+    def items(self, prefix: str) -> Iterator[Item]:
+        """All objects below a prefix, in key order."""
         with speaking(f"list {prefix} in bucket {self.name}"):
             for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):
                 for item in page.get("Contents", []):
-                    yield item["Key"]
+                    yield Item(item["Key"], item["Size"], item["LastModified"])
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """All keys below a prefix, in order."""
+        return (item.key for item in self.items(prefix))
+
+    def versions(self, prefix: str) -> Iterator[Version]:
+        """All versions and delete markers below a prefix; of one key the latest comes first."""
+        with speaking(f"list versions below {prefix} in bucket {self.name}"):
+            for page in self.client.get_paginator("list_object_versions").paginate(Bucket=self.name, Prefix=prefix):
+                found = [
+                    Version(v["Key"], v["VersionId"], v["IsLatest"], False, v["LastModified"], v["Size"])
+                    for v in page.get("Versions", [])
+                ] + [
+                    Version(m["Key"], m["VersionId"], m["IsLatest"], True, m["LastModified"], 0)
+                    for m in page.get("DeleteMarkers", [])
+                ]
+                yield from sorted(found, key=lambda one: (one.key, not one.latest, -one.modified.timestamp()))
 
     def abort_uploads(self, prefix: str) -> int:
         """Abort unfinished multipart uploads below a prefix; how many. For the holder of its lease only."""

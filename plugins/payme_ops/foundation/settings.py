@@ -54,10 +54,24 @@ class BackupSettings(_Group):
         pattern=r"^[a-z]{2}(-[a-z]+)+-\d$",
         description="Region the bucket must be in, for example af-south-1.",
     )
+    copy_bucket: str = Field(
+        min_length=3,
+        max_length=63,
+        description="Bucket for weekly copies and monthly archives, in another region (versioned, Object Lock).",
+    )
+    copy_region: str = Field(
+        pattern=r"^[a-z]{2}(-[a-z]+)+-\d$",
+        description="Region of that bucket, another one than PAYME_OPS__BACKUP__REGION.",
+    )
     storage_class: str = Field(
         default="STANDARD_IA",
         pattern=r"^(STANDARD|STANDARD_IA|ONEZONE_IA|INTELLIGENT_TIERING)$",
         description="S3 storage class of new backups.",
+    )
+    archive_class: str = Field(
+        default="GLACIER",
+        pattern=r"^(GLACIER|DEEP_ARCHIVE)$",
+        description="S3 storage class of monthly archives.",
     )
     kms_key_id: str | None = Field(
         default=None, description="KMS key for server-side encryption; without it SSE is AES256."
@@ -82,6 +96,37 @@ class BackupSettings(_Group):
         default=None,
         description="age identity (drill or recovery) for verify and restore; restore workers only.",
     )
+    verification_key_file: Path | None = Field(
+        default=None,
+        description="Ed25519 private key (PEM, PKCS8) that signs what restore tests found; restore workers only.",
+    )
+    verification_keys: CommaList = Field(
+        min_length=1,
+        description="Base64 raw Ed25519 public keys whose verifications count, comma separated; keep retired ones.",
+    )
+    scratch_dir: Path = Field(
+        default=Path("/var/tmp/payme-ops"),  # noqa: S108  # holds folders of mode 0700
+        description="Folder for throw-away servers and archives of restore tests; needs room for a whole database.",
+    )
+    restore_test_service: str = Field(
+        default="",
+        description="Connection of a server to run restore tests on; empty: a throw-away server on the worker.",
+    )
+    restore_targets: CommaList = Field(
+        default=[],
+        description="Databases that backup_restore may replace, comma separated; empty: only the one backed up.",
+    )
+    keep_replaced_days: int = Field(
+        default=7, ge=1, le=90, description="Days for which a database replaced by a restore is kept."
+    )
+
+
+class TargetSettings(_Group):
+    """What freshness is measured against."""
+
+    rpo_hours: int = Field(default=26, ge=1, description="Hours that the newest complete backup may be old.")
+    proof_days: int = Field(default=8, ge=1, description="Days that the newest verified backup may be old.")
+    rto_minutes: int = Field(default=60, ge=1, description="Minutes that the last restore test may have taken.")
 
 
 class PostgresSettings(_Group):
@@ -116,6 +161,7 @@ class Settings(BaseSettings):
 
     profile: Profile = Field(description="sandbox, staging or production; production refuses demo values.")
     backup: BackupSettings
+    targets: TargetSettings = TargetSettings()
     postgres: PostgresSettings = PostgresSettings()
     slack: SlackSettings = SlackSettings()
     alert: AlertSettings = AlertSettings()
@@ -133,6 +179,8 @@ def load() -> Settings:
     except ValidationError as error:
         faults += [_explain(item["loc"], item["msg"]) for item in error.errors(include_input=False)]
     faults += _unknown_variables()
+    if settings and settings.backup.copy_region == settings.backup.region:
+        faults.append(f"{PREFIX}BACKUP__COPY_REGION: names the region of the first bucket. Name another region")
     if os.environ.get(f"{PREFIX}PROFILE") == Profile.PRODUCTION:
         faults += _refusals()
     if faults or settings is None:

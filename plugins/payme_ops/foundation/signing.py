@@ -18,13 +18,13 @@ from payme_ops.foundation.evidence import canonical
 _ALGORITHM = "ed25519"
 
 
-def load_private_key(path: Path | None) -> Ed25519PrivateKey:
+def load_private_key(path: Path | None, variable: str = "PAYME_OPS__BACKUP__SIGNING_KEY_FILE") -> Ed25519PrivateKey:
     """Read a PEM file. Raises SettingsError naming the variable when it is missing or of another kind."""
     remedy = "make one with: openssl genpkey -algorithm ed25519 -out FILE (docs/keys.md)"
     if path is None or not path.is_file():
         raise SettingsError(
             "no signing key",
-            expected="PAYME_OPS__BACKUP__SIGNING_KEY_FILE to name a readable file",
+            expected=f"{variable} to name a readable file",
             found="no such file" if path else "the variable is not set",
             remedy=remedy,
         )
@@ -58,8 +58,8 @@ def sign(document: dict[str, Any], key: Ed25519PrivateKey) -> dict[str, Any]:
     }
 
 
-def verify(signed: Any, trusted_keys: list[str]) -> dict[str, Any]:
-    """The document, when one of the trusted keys signed exactly it. Raises Untrusted."""
+def verify(signed: Any, trusted_keys: list[str], variable: str = "PAYME_OPS__BACKUP__TRUSTED_KEYS") -> dict[str, Any]:
+    """The document, when one of the trusted keys (of that setting) signed exactly it. Raises Untrusted."""
     remedy = "do not use it; find out who wrote it (docs/keys.md, 'a manifest is UNTRUSTED')"
     try:
         document, signature = signed["document"], signed["signature"]
@@ -71,7 +71,7 @@ def verify(signed: Any, trusted_keys: list[str]) -> dict[str, Any]:
     if key not in trusted_keys:
         raise Untrusted(
             "the document is signed by a key that is not trusted",
-            expected="one of PAYME_OPS__BACKUP__TRUSTED_KEYS",
+            expected=f"one of {variable}",
             found=str(key)[:44],
             remedy=remedy,
         )

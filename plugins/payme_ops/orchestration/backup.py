@@ -3,19 +3,17 @@
 import logging
 from typing import Any
 
-from airflow.sdk import Asset, Context, get_current_context
+from airflow.sdk import Asset, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
 
 from payme_ops.backup import preflight as checks
 from payme_ops.backup import run
 from payme_ops.backup.manifest import Tier
-from payme_ops.backup.run import Desk
-from payme_ops.foundation import settings
 from payme_ops.foundation.clock import show
 from payme_ops.foundation.evidence import Verdict
 from payme_ops.foundation.scrub import scrub
 from payme_ops.foundation.stop import stoppable
-from payme_ops.orchestration.connections import bucket, conninfo
+from payme_ops.orchestration.doors import desk, run_name
 
 _log = logging.getLogger("payme_ops.backup")
 
@@ -26,12 +24,12 @@ def preflight() -> None:
     reason = context["params"].get("reason")
     if reason:
         _log.info("reason given: %s", scrub(reason))
-    found_desk = _desk()
-    found = checks.examine(found_desk, actor=_run(context), for_run=True)
+    here = desk()
+    found = checks.examine(here, actor=run_name(context), for_run=True)
     for item in found:
         level = logging.INFO if item.verdict is Verdict.PASS else logging.ERROR
         _log.log(level, "%-12s %-20s %s. %s", item.verdict.upper(), item.item, checks.plain(item.measured), item.remedy)
-    checks.record(found_desk, _run(context), found)
+    checks.record(here, run_name(context), found)
     checks.require_passed(found)
 
 
@@ -40,7 +38,7 @@ def dump_and_store(tier: Tier) -> dict[str, Any]:
     context = get_current_context()
     try:
         with stoppable():
-            draft = run.dump_and_store(_desk(), _run(context), tier, context["dag_run"].run_after, report=_log.info)
+            draft = run.dump_and_store(desk(), run_name(context), tier, context["dag_run"].run_after, report=_log.info)
     except run.Superseded as reason:
         _log.info("skipped: %s", reason)
         raise AirflowSkipException(str(reason)) from None
@@ -54,29 +52,14 @@ def dump_and_store(tier: Tier) -> dict[str, Any]:
 
 def read_back() -> dict[str, Any]:
     """Read every stored byte again and compare."""
-    checked = run.read_back(_desk(), _run(get_current_context()), report=_log.info)
+    checked = run.read_back(desk(), run_name(get_current_context()), report=_log.info)
     return {"archive": checked.archive.key, "sha256": checked.archive.sha256, "equal": True}
 
 
 def commit(asset: Asset) -> str:
     """Write the signed manifest; the asset event carries its key."""
     context = get_current_context()
-    done = run.commit(_desk(), _run(context))
+    done = run.commit(desk(), run_name(context))
     _log.info("backup %s is complete: %s rows, %s bytes", done.key, done.truth.rows, done.archive.size_bytes)
     context["outlet_events"][asset].extra = {"manifest": done.key, "snapshot_at": done.snapshot_at.isoformat()}
     return done.key
-
-
-def _desk() -> Desk:
-    config = settings.load()
-    return Desk(
-        config,
-        conninfo("payme_db_read"),
-        conninfo("payme_ops_db"),
-        bucket("payme_s3_write", config.backup.bucket),
-    )
-
-
-def _run(context: Context) -> str:
-    dag_run = context["dag_run"]
-    return f"{dag_run.dag_id}/{dag_run.run_id}"

@@ -1,4 +1,4 @@
-"""From Airflow connections to what the domains take: a libpq conninfo, a bucket.
+"""From Airflow connections to what the domains take: a libpq conninfo, the buckets.
 
 One connection per power (DESIGN.md section 2, promise 4); on a shell the same names are libpq services and AWS
 profiles (payme_ops.cli).
@@ -12,7 +12,8 @@ from psycopg.conninfo import make_conninfo
 from payme_ops.foundation.errors import SettingsError
 
 if TYPE_CHECKING:
-    from payme_ops.foundation.objectstore import Bucket
+    from payme_ops.backup.catalogue import Stores
+    from payme_ops.foundation.settings import BackupSettings
 
 # What libpq understands of an Airflow connection's extra field.
 _LIBPQ_EXTRAS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_attrs")
@@ -39,11 +40,16 @@ def conninfo(conn_id: str) -> str:
     )
 
 
-def bucket(conn_id: str, name: str) -> "Bucket":
-    """A bucket through one identity."""
+def stores(conn_id: str, backup: "BackupSettings") -> "Stores":
+    """The two buckets through one identity."""
     # Not at module level: alerts need `conninfo`, and must work where boto3 does not.
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
+    from payme_ops.backup.catalogue import Stores
     from payme_ops.foundation.objectstore import CLIENT_CONFIG, Bucket
 
-    return Bucket(S3Hook(aws_conn_id=conn_id, config=CLIENT_CONFIG).get_conn(), name)
+    def bucket(name: str, region: str) -> Bucket:
+        hook = S3Hook(aws_conn_id=conn_id, region_name=region, config=CLIENT_CONFIG)
+        return Bucket(hook.get_conn(), name)
+
+    return Stores(bucket(backup.bucket, backup.region), bucket(backup.copy_bucket, backup.copy_region))

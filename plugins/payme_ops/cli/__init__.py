@@ -1,0 +1,73 @@
+"""The desk on a shell: the same functions and settings as the DAGs, for the day Airflow is down.
+
+Databases are libpq services and buckets AWS profiles, named as the Airflow connections are: payme_db_read,
+payme_db_restore, payme_ops_db; payme_s3_write, payme_s3_restore, payme_s3_prune. No password stands on a command
+line.
+
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 a check did not pass; 4 bytes, signature or content are not what
+they should be; 5 another run holds the lease; 6 a service could not be reached, try again.
+"""
+
+import json
+import sys
+
+import typer
+
+from payme_ops.backup import preflight
+from payme_ops.cli import backup, doors
+from payme_ops.cli.backup import AsJson
+from payme_ops.cli.tables import evidence_json, evidence_table
+from payme_ops.foundation import opsdb
+from payme_ops.foundation.errors import (
+    IntegrityError,
+    LeaseHeld,
+    PaymeOpsError,
+    PreflightFailed,
+    PreflightInconclusive,
+    Unavailable,
+)
+from payme_ops.foundation.evidence import Verdict
+from payme_ops.foundation.stop import stoppable
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+ops_db_app = typer.Typer(no_args_is_help=True, help="The desk's own database.")
+app.add_typer(backup.app, name="backup")
+app.add_typer(ops_db_app, name="ops-db")
+
+_EXIT: list[tuple[type[PaymeOpsError], int]] = [
+    (PreflightFailed, 3),
+    (PreflightInconclusive, 3),
+    (IntegrityError, 4),
+    (LeaseHeld, 5),
+    (Unavailable, 6),
+    (PaymeOpsError, 1),
+]
+
+
+def main() -> None:
+    """Run the command line; errors become one plain text and an exit code."""
+    try:
+        with stoppable():
+            app()
+    except PaymeOpsError as error:
+        doors.err.print(str(error), style="red", markup=False)
+        sys.exit(next(code for kind, code in _EXIT if isinstance(error, kind)))
+
+
+@app.command()
+def doctor(*, as_json: AsJson = False) -> None:
+    """Run every check of the desk and say what to do about what is red. Exit code 3 when something is."""
+    found = preflight.examine(doors.desk(), actor=doors.run_name(), for_run=False)
+    if as_json:
+        typer.echo(json.dumps([evidence_json(item) for item in found], indent=1))
+    else:
+        doors.out.print(evidence_table("doctor", found))
+    if any(item.verdict is not Verdict.PASS for item in found):
+        raise typer.Exit(3)
+
+
+@ops_db_app.command("migrate")
+def ops_db_migrate() -> None:
+    """Bring the ops database's schema up to date."""
+    applied = opsdb.migrate(doors.OPS)
+    typer.echo(f"applied {', '.join(applied)}" if applied else "up to date")

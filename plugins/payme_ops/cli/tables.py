@@ -1,0 +1,109 @@
+"""What people see of backups and evidence on a terminal."""
+
+from rich.table import Table
+
+from payme_ops.backup import preflight
+from payme_ops.backup.catalogue import Entry, State
+from payme_ops.backup.manifest import Manifest
+from payme_ops.foundation.clock import show
+from payme_ops.foundation.evidence import Evidence, Verdict
+from payme_ops.foundation.progress import size
+
+_VERDICT = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow", Verdict.BYPASSED: "magenta"}
+_STATE = {
+    State.VERIFIED: "green",
+    State.COMPLETE: "yellow",
+    State.REFUTED: "red",
+    State.CLOSED: "dim",
+    State.UNTRUSTED: "red",
+}
+
+
+def proof_table(done: Manifest) -> Table:
+    """What a finished backup proves: key, size, rows, equal hashes, time per stage."""
+    table = Table(title=f"Backup {done.prefix}", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    proof = done.read_back
+    rows = [
+        ("manifest", done.key),
+        *([("copied from", done.copied_from)] if done.copied_from else []),
+        ("snapshot", f"{show(done.snapshot_at)}, {done.database} on PostgreSQL {done.server.version}"),
+        ("size", f"{size(done.archive.size_bytes)} sealed, of a database of {size(done.server.size_bytes)}"),
+        ("rows", f"{done.truth.rows:,} in {len(done.truth.relations)} relations, hashed in the dump's own snapshot"),
+        ("sha256 before upload", done.archive.sha256),
+        ("sha256 read back", f"{done.archive.sha256}, equal" if proof else "not read back"),
+        ("sealed to", ", ".join(f"{who} {key[:12]}…" for who, key in sorted(done.sealing.recipients.items()))),
+        *((f"time, {stage}", f"{ms / 1000:.1f} s") for stage, ms in done.milliseconds.items()),
+        *([("time, read back", f"{proof.milliseconds / 1000:.1f} s")] if proof else []),
+        ("run", f"{done.run} (fencing token {done.fencing_token})"),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def entries_table(title: str, found: list[Entry]) -> Table:
+    """Backups by tier and time."""
+    table = Table(title=title)
+    for heading in ("tier", "taken (EAT)", "size", "rows", "state", "tested (EAT)", "expires"):
+        table.add_column(heading, justify="right" if heading in ("size", "rows") else "left", no_wrap=True)
+    for one in found:
+        table.add_row(*_entry_row(one))
+    return table
+
+
+def _entry_row(one: Entry) -> list[str]:
+    state = f"[{_STATE[one.state]}]{one.state}[/]"
+    if one.manifest is None:
+        return [one.tier, one.key, "", "", state, "", ""]
+    return [
+        one.tier,
+        show(one.manifest.snapshot_at).removesuffix(" EAT"),
+        size(one.manifest.archive.size_bytes),
+        f"{one.manifest.truth.rows:,}",
+        state,
+        show(one.verification.ended).removesuffix(" EAT") if one.verification else "",
+        show(one.expires_at).split(" ")[0] if one.expires_at else "never",
+    ]
+
+
+def entry_json(one: Entry) -> dict[str, object]:
+    """One backup for machines."""
+    found = one.manifest
+    return {
+        "key": one.key,
+        "tier": one.tier,
+        "state": one.state,
+        "why": one.why,
+        "snapshot_at": found.snapshot_at.isoformat() if found else None,
+        "size_bytes": found.archive.size_bytes if found else None,
+        "rows": found.truth.rows if found else None,
+        "verified_at": one.verification.ended.isoformat() if one.verification else None,
+        "expires_at": one.expires_at.isoformat() if one.expires_at else None,
+    }
+
+
+def evidence_table(title: str, found: list[Evidence]) -> Table:
+    """What was measured, item by item."""
+    table = Table(title=title)
+    for heading in ("item", "verdict", "expected", "found", "to do"):
+        table.add_column(heading, overflow="fold")
+    for item in found:
+        style = _VERDICT[item.verdict]
+        table.add_row(
+            item.item, f"[{style}]{item.verdict}[/{style}]", item.threshold, preflight.plain(item.measured), item.remedy
+        )
+    return table
+
+
+def evidence_json(item: Evidence) -> dict[str, object]:
+    """The same for machines."""
+    return {
+        "item": item.item,
+        "verdict": item.verdict,
+        "measured": item.measured,
+        "threshold": item.threshold,
+        "source": item.source,
+        "remedy": item.remedy,
+    }

@@ -1,0 +1,169 @@
+"""A record: what was done, by whom, and the evidence; canonical JSON, signed, each naming the digest of the one before.
+
+Restore tests, migrations and releases leave records of this one shape, with one Markdown and one HTML form.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from jinja2 import Environment
+from pydantic import TypeAdapter, ValidationError
+
+from payme_ops.foundation import evidence, signing
+from payme_ops.foundation.clock import show
+from payme_ops.foundation.errors import RecordInvalid
+from payme_ops.foundation.evidence import Evidence
+
+_FORMAT, VERSION = "payme-ops/record", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """`verdict` is the word that counts, of the kind's own set; `facts` is JSON data; `previous` chains records."""
+
+    kind: str
+    subject: str
+    run: str
+    actor: str
+    verdict: str
+    started: datetime
+    ended: datetime
+    facts: dict[str, Any]
+    evidence: tuple[Evidence, ...] = ()
+    previous: str = ""
+
+
+_RECORD = TypeAdapter(Record)
+
+
+def document(record: Record) -> dict[str, Any]:
+    """JSON form, the one that is signed."""
+    data: dict[str, Any] = _RECORD.dump_python(record, mode="json")
+    return {"format": _FORMAT, "version": VERSION, **data}
+
+
+def parse(data: Any) -> Record:
+    """A record from its (already verified) document. Raises RecordInvalid; evidence must fit its own digest."""
+    if not isinstance(data, dict) or data.get("format") != _FORMAT:
+        raise RecordInvalid("this is not a record", expected=f'format "{_FORMAT}"')
+    version = data.get("version")
+    if version != VERSION:
+        raise RecordInvalid(
+            "the record is of another version",
+            expected=f"version {VERSION}",
+            found=f"version {version}",
+            remedy="use the payme-ops release that wrote it, or a newer one",
+        )
+    try:
+        parsed = _RECORD.validate_json(
+            json.dumps({name: value for name, value in data.items() if name not in ("format", "version")}), strict=True
+        )
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, item["loc"])) for item in error.errors(include_input=False)[:5])
+        raise RecordInvalid("the record is malformed", found=f"faults in {fields}") from None
+    for item in parsed.evidence:
+        if evidence.digest(item.measured) != item.sha256:
+            raise RecordInvalid(f"the evidence of {item.item} does not fit its digest", expected=item.sha256)
+    return parsed
+
+
+def digest(record: Record) -> str:
+    """SHA-256 (hex) of the canonical document; the next record's `previous`."""
+    return evidence.digest(document(record))
+
+
+def follow(record: Record, before: Record | None) -> Record:
+    """The record chained to the one before it."""
+    return replace(record, previous=digest(before)) if before else record
+
+
+def signed(record: Record, key: Ed25519PrivateKey) -> bytes:
+    """What is stored."""
+    return json.dumps(signing.sign(document(record), key), indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+
+def read(body: bytes, trusted_keys: list[str], variable: str) -> Record:
+    """A stored record, signature checked. `variable` is the setting of the keys. Raises Untrusted, RecordInvalid."""
+    try:
+        data = json.loads(body)
+    except ValueError:
+        raise RecordInvalid("the record is not JSON", expected="a signed record") from None
+    return parse(signing.verify(data, trusted_keys, variable))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(_plain(inner) for inner in value)
+    return "" if value is None else str(value)
+
+
+def _cell(value: Any) -> str:
+    """Text in a Markdown table: nothing in it ends the cell or becomes markup of its own."""
+    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", _plain(value).replace("\n", " "))
+
+
+_MARKDOWN = """\
+# {{ r.kind | cell }}: {{ r.verdict | cell }}
+
+{{ r.subject | cell }}
+
+| | |
+|---|---|
+| Run | {{ r.run | cell }} |
+| By | {{ r.actor | cell }} |
+| Began | {{ r.started | at }} |
+| Ended | {{ r.ended | at }} |
+{% for name, value in r.facts.items() -%}
+| {{ name | words | cell }} | {{ value | cell }} |
+{% endfor %}
+| Item | Verdict | Expected | Found | To do |
+|---|---|---|---|---|
+{% for e in r.evidence -%}
+| {{ e.item | cell }} | {{ e.verdict }} | {{ e.threshold | cell }} | {{ e.measured | cell }} | {{ e.remedy | cell }} |
+{% endfor -%}
+"""
+
+_HTML = """\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{{ r.kind }}: {{ r.verdict }}</title>
+<style>
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
+table { border-collapse: collapse; width: 100%; margin: 1rem 0 } th, td { border: 1px solid #ccc; padding: .35rem .6rem;
+text-align: left; vertical-align: top; overflow-wrap: anywhere } th { background: #f3f3f3 }
+.fail, .inconclusive { background: #fde8e8 } .bypassed { background: #fdf3d8 }
+</style></head><body>
+<h1>{{ r.kind | words }}: {{ r.verdict }}</h1><p>{{ r.subject }}</p>
+<table><tr><th>Run</th><td>{{ r.run }}</td></tr><tr><th>By</th><td>{{ r.actor }}</td></tr>
+<tr><th>Began</th><td>{{ r.started | at }}</td></tr><tr><th>Ended</th><td>{{ r.ended | at }}</td></tr>
+{% for name, value in r.facts.items() %}<tr><th>{{ name | words }}</th><td>{{ value | plain }}</td></tr>
+{% endfor %}</table>
+<table><tr><th>Item</th><th>Verdict</th><th>Expected</th><th>Found</th><th>To do</th></tr>
+{% for e in r.evidence %}<tr class="{{ e.verdict }}"><td>{{ e.item }}</td><td>{{ e.verdict }}</td>\
+<td>{{ e.threshold }}</td><td>{{ e.measured | plain }}</td><td>{{ e.remedy }}</td></tr>
+{% endfor %}</table></body></html>
+"""
+
+
+def _environment(*, html: bool) -> Environment:
+    made = Environment(autoescape=html, keep_trailing_newline=True)  # noqa: S701  # Markdown is escaped by `cell`
+    made.filters |= {"cell": _cell, "plain": _plain, "at": show, "words": lambda name: str(name).replace("_", " ")}
+    return made
+
+
+def to_markdown(record: Record) -> str:
+    """For logs, approval requests and Slack."""
+    return _environment(html=False).from_string(_MARKDOWN).render(r=record)
+
+
+def to_html(record: Record) -> str:
+    """One page without script; every text is escaped."""
+    return _environment(html=True).from_string(_HTML).render(r=record)

@@ -126,13 +126,15 @@ def entries(
 def reachable(catalogue: Catalogue) -> tuple[list[Entry], list[PaymeOpsError]]:
     """All backups of every region that answers, and what those said that did not."""
     found: list[Entry] = []
-    away: list[PaymeOpsError] = []
+    away: dict[str, PaymeOpsError] = {}
     for tier in Tier:
-        try:
-            found += entries(catalogue, tiers=[tier])
-        except (StoreUnavailable, StoreRefused, NotFound) as error:
-            away.append(error)
-    return found, away
+        bucket = catalogue.stores.of(tier).name
+        if bucket not in away:
+            try:
+                found += entries(catalogue, tiers=[tier])
+            except (StoreUnavailable, StoreRefused, NotFound) as error:
+                away[bucket] = error
+    return found, list(away.values())
 
 
 def newest(catalogue: Catalogue, tier: Tier) -> Manifest | None:

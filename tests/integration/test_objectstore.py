@@ -219,3 +219,72 @@ def test_every_write_carries_its_md5(installation: Installation) -> None:
         writer.complete()
     expected = [base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()) for body in (b"one", b"two")]
     assert sent == [("small", expected[0]), ("large", expected[1])]
+
+
+# --- copies, versions, deletions ------------------------------------------------------------------------------------
+
+
+def fill(bucket: Bucket, key: str, body: bytes) -> None:
+    bucket.put(key, body, **SSE)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_copy_into_the_other_region_is_the_same_bytes(
+    bucket: Bucket, installation: Installation, monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    """S3 takes 5 GiB in one copy: the threshold is lowered, and the second run copies in parts."""
+    fill(bucket, "blob", BLOB)
+    if parts > 1:
+        monkeypatch.setattr(objectstore, "SINGLE_COPY_BYTES", 1000)
+        monkeypatch.setattr(objectstore, "COPY_PART_BYTES", 6 * MIB)
+    copied: list[int] = []
+    installation.copies.copy(bucket, "blob", "elsewhere", size_bytes=len(BLOB), progress=copied.append, **SSE)
+    assert installation.copies.get("elsewhere") == BLOB
+    assert (len(copied), sum(copied)) == (parts, len(BLOB))
+    assert installation.copies.head("elsewhere").storage_class == "STANDARD_IA"
+
+
+def test_a_copy_that_fails_leaves_neither_object_nor_upload(
+    bucket: Bucket, installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(bucket, "blob", BLOB)
+    monkeypatch.setattr(objectstore, "SINGLE_COPY_BYTES", 1000)
+    monkeypatch.setattr(objectstore, "COPY_PART_BYTES", 6 * MIB)
+
+    def stop(_count: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        installation.copies.copy(bucket, "blob", "elsewhere", size_bytes=len(BLOB), progress=stop, **SSE)
+    pages = installation.copies.client.list_multipart_uploads(Bucket=installation.copies_name)
+    assert pages.get("Uploads", []) == []
+    assert list(installation.copies.keys("")) == []
+
+
+def test_a_deleted_object_keeps_its_versions_and_one_of_them_can_be_copied_back(bucket: Bucket) -> None:
+    fill(bucket, "blob", b"first")
+    fill(bucket, "blob", b"second")
+    bucket.delete("blob")
+    bucket.delete("never there")
+    assert list(bucket.keys("blob")) == []
+    found = [(version.marker, version.latest) for version in bucket.versions("blob")]
+    assert found == [(True, True), (False, False), (False, False)]
+    second = next(version for version in bucket.versions("blob") if not version.marker)
+    bucket.copy(bucket, "blob", "blob", size_bytes=second.size_bytes, version_id=second.version_id, **SSE)
+    assert bucket.get("blob") == b"second"
+
+
+def test_a_head_tells_class_and_lock(bucket: Bucket, installation: Installation) -> None:
+    fill(bucket, "blob", b"x")
+    plain = bucket.head("blob")
+    assert (plain.size_bytes, plain.storage_class, plain.restore) == (1, "STANDARD_IA", "")
+    assert (plain.retain_until, plain.legal_hold) == (None, False)
+    until = datetime(2099, 1, 1, tzinfo=UTC)
+    installation.store.client.put_object_retention(
+        Bucket=bucket.name, Key="blob", Retention={"Mode": "GOVERNANCE", "RetainUntilDate": until}
+    )
+    assert bucket.head("blob").retain_until == until
+    installation.store.client.put_object_legal_hold(Bucket=bucket.name, Key="blob", LegalHold={"Status": "ON"})
+    assert bucket.head("blob").legal_hold
+    (item,) = bucket.items("")
+    assert (item.key, item.size_bytes) == ("blob", 1)

@@ -20,7 +20,7 @@ def main() -> int:
     run = verbs.add_parser("demo", help="start everything, back up, show the proof, stay until Ctrl-C")
     run.add_argument("--once", action="store_true", help="stop everything after the proof")
     walk = verbs.add_parser("tour", help="one step of docs/tour.md")
-    walk.add_argument("step", type=int, choices=tour.STEPS)
+    walk.add_argument("step", type=int, choices=sorted(tour.STEPS))
     verbs.add_parser("env", help='print the running demo\'s variables for a shell: eval "$(python -m sandbox env)"')
     verbs.add_parser("clean", help="delete the demo's databases, objects, keys and logs")
     arguments = parser.parse_args()
@@ -29,7 +29,7 @@ def main() -> int:
         if arguments.verb == "demo":
             demo.demo(console, once=arguments.once)
         elif arguments.verb == "tour":
-            tour.tour(console)
+            tour.STEPS[arguments.step](console)
         elif arguments.verb == "env":
             _print_environment()
         else:

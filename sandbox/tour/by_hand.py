@@ -1,10 +1,9 @@
-"""`make tour STEP=1`: the proof, then docs/restore-by-hand.md, line by line, on a new server, without our code.
+"""Step 1: the proof, then docs/restore-by-hand.md, line by line, on a new server, without our code.
 
 What runs is what the page says: its `bash` blocks, in order, in one shell. Only the values of the first block are
 the demo's. The shell has stock tools on its path, and a Python that cannot import payme_ops.
 """
 
-import contextlib
 import os
 import re
 import shlex
@@ -12,18 +11,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 
 from payme_ops.cli.tables import proof_table
 from sandbox import postgres, world
-from sandbox.demo import ROOT, newest_backup
+from sandbox.demo import newest_backup
 from sandbox.supervisor import SandboxError
+from sandbox.tour.ground import services
 from sandbox.world import PROJECT, World
 
-STEPS = (1,)
 PAGE = PROJECT / "docs" / "restore-by-hand.md"
 _TOOLS = {"age": "age", "zstd": "zstd", "openssl": "openssl", "sha256sum": "coreutils"}
 # A heading, or the text of a fenced bash block.
@@ -31,10 +30,10 @@ _PARTS = re.compile(r"^## (?P<title>[^\n]+)$|^```bash\n(?P<block>.*?)^```$", re.
 _VARIABLE = re.compile(r"^((?:export )?(\w+)=).*$", re.MULTILINE)
 
 
-def tour(console: Console) -> None:
-    """Step 1. Raises SandboxError when a tool or a backup is missing, or a line of the page fails."""
+def walk(console: Console) -> None:
+    """Raises SandboxError when a tool or a backup is missing, or a line of the page fails."""
     _require_tools()
-    with _here(console) as here:
+    with services(console) as here:
         os.environ.update(here.env)
         console.print(proof_table(newest_backup()))
         console.print("\nNow the same backup, restored on a new and empty server with stock tools only;")
@@ -80,7 +79,7 @@ def _with_values(block: str, values: Mapping[str, str]) -> str:
             f"the tour does not fit {PAGE.name}",
             expected=f"the variables {', '.join(sorted(values))}",
             found=", ".join(sorted(named)),
-            remedy="give sandbox/tour.py a value for each variable of the page's first block",
+            remedy="give sandbox/tour/by_hand.py a value for each variable of the page's first block",
         )
     return _VARIABLE.sub(lambda line: line[1] + shlex.quote(values[line[2]]), block)
 
@@ -94,19 +93,6 @@ def _require_tools() -> None:
             found=f"missing: {names}",
             remedy=f"install them, for example: apt-get install {names}",
         )
-
-
-@contextlib.contextmanager
-def _here(console: Console) -> Iterator[World]:
-    """The running demo, or its services started for the time of the tour."""
-    if world.is_running(ROOT):
-        yield world.attach(ROOT)
-        return
-    if not ROOT.exists():
-        raise SandboxError("there is no backup yet", remedy="run make demo first")
-    console.print("The demo is not running: starting its database and store for this step.")
-    with world.running(ROOT, size="demo") as (here, _):
-        yield here
 
 
 def _values(here: World, folder: Path) -> dict[str, str]:

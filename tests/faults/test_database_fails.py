@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from payme_ops.backup import globals as globals_
 from payme_ops.foundation import lease
+from payme_ops.foundation.errors import DatabaseUnavailable
 from sandbox import postgres
 from tests.support.installation import Installation, Running
 from tests.support.proxy import Held, Proxy
@@ -153,3 +155,14 @@ def test_ops_database_away_at_the_end(installation: Installation, proxy: Proxy, 
     assert "Traceback" not in ended.err
     installation.site.start_postgres()
     installation.require_recovery(running, backups=0)
+
+
+def test_roles_that_nobody_can_read_are_no_endless_wait(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(globals_, "TIMEOUT_SECONDS", 1)
+    with installation.site.admin() as admin, admin.transaction():
+        admin.execute("LOCK TABLE pg_auth_members IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(DatabaseUnavailable, match="pg_dumpall did not end"):
+            globals_.dump_globals(installation.desk.source, 17, "payme_ops:test")
+    assert b"CREATE ROLE payme_app" in globals_.dump_globals(installation.desk.source, 17, "payme_ops:test")

@@ -41,6 +41,12 @@ _CLIENT_VARIABLES = ("PATH", "HOME", "LD_LIBRARY_PATH", "PGSERVICEFILE", "PGPASS
 # 57P01-57P03: shut down, crash, starting up; 53300: too many connections; class 08: connection.
 _TRANSIENT = re.compile(r"08...|57P0[1-5]|53300")
 
+_REMEDIES = {
+    "42501": "grant what include/sql/grants/ grants to this role",
+    "53200": "give the server more memory, or raise max_locks_per_transaction if it says so (one lock a relation)",
+    "53100": "make room on the server's disk",
+}
+
 
 @contextmanager
 def speaking(what: str) -> Iterator[None]:
@@ -70,6 +76,7 @@ def _translate(what: str, error: psycopg.Error) -> DatabaseError | DatabaseUnava
         sqlstate=state,
         expected="the statement to succeed",
         found=", ".join([f"SQLSTATE {state} {message}", *place]),
+        remedy=_REMEDIES.get(state, ""),
     )
 
 

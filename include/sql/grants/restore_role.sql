@@ -1,8 +1,11 @@
 -- The restore role: makes databases and hands restored objects back to their owners, which only a member of those
 -- roles may do. Run as a superuser, connected to the database that is backed up, after backup_role.sql:
 --   psql -f include/sql/grants/restore_role.sql service=admin
--- then \password payme_db_restore. Its connection belongs to restore workers only (queue `restore`).
+-- then restore_functions.sql, and \password payme_db_restore. Its connection belongs to restore workers only (queue
+-- `restore`).
 CREATE ROLE payme_db_restore LOGIN CREATEDB NOSUPERUSER NOCREATEROLE;
+-- A database that a restore puts in the place of another is renamed, and for that nobody may be connected.
+GRANT pg_signal_backend TO payme_db_restore;
 -- No row reaches the server's log: neither DETAIL and CONTEXT nor the failing statement.
 ALTER ROLE payme_db_restore SET log_error_verbosity = 'terse';
 ALTER ROLE payme_db_restore SET log_min_error_statement = 'panic';

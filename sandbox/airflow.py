@@ -24,6 +24,7 @@ from sandbox.supervisor import Process, SandboxError, Supervisor
 from sandbox.world import PROJECT, USERS, World
 
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+ASKED_FOR_SECONDS = 10
 START_SECONDS = 180.0  # about 25 on two idle cores
 _HEALTH = ("metadatabase", "scheduler", "triggerer", "dag_processor")
 _DONE = ("success", "failed", "skipped", "upstream_failed")
@@ -215,6 +216,28 @@ class Api:
         tasks = self.tasks(dag, run)
         done = sum(task["state"] in _DONE for task in tasks)
         return f"{done} of {len(tasks)} tasks done"
+
+    def not_asking(self, dag: str, run: str, task: str) -> str | None:
+        """A ready condition: the task waits for a person's answer. Raises SandboxError when the run has ended."""
+        if self.unfinished(dag, run) is None:
+            raise SandboxError(f"{dag} ended as {self.state(dag, run)} before {task} asked anybody")
+        found = next((one for one in self.tasks(dag, run) if one["task_id"] == task), None)
+        if found is None or found["state"] != "awaiting_input":
+            return f"{task} to ask, which is {found['state'] if found else 'not there'}"
+        # An answer within seconds of the question can be lost: the scheduler still settles the task.
+        waited = (datetime.now(UTC) - datetime.fromisoformat(found["start_date"])).total_seconds()
+        return None if waited > ASKED_FOR_SECONDS else f"{task} to have asked for {ASKED_FOR_SECONDS} s"
+
+    def question(self, dag: str, run: str, task: str) -> dict[str, Any]:
+        """What the person is asked: subject, body, options, params."""
+        path = f"/dags/{dag}/dagRuns/{quote(run)}/taskInstances/{task}/-1/hitlDetails"
+        found: dict[str, Any] = self.call("GET", path)
+        return found
+
+    def answer(self, dag: str, run: str, task: str, choice: str, **params: object) -> None:
+        """Choose, and fill in the form."""
+        path = f"/dags/{dag}/dagRuns/{quote(run)}/taskInstances/{task}/-1/hitlDetails"
+        self.call("PATCH", path, {"chosen_options": [choice], "params_input": params})
 
     def log(self, dag: str, run: str, task: str, attempt: int = 1, map_index: int = -1) -> str:
         """The log of one attempt, as text."""

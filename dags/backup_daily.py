@@ -2,15 +2,15 @@
 
 from datetime import timedelta
 
-from airflow.sdk import Asset, CronTriggerTimetable, Param, dag, task
+from airflow.sdk import Asset, Param, dag, task
 
-from payme_ops.orchestration.defaults import Area, Risk, dag_options
+from payme_ops.orchestration.defaults import Area, Risk, at, dag_options
 
 PAYME_BACKUP = Asset(name="payme_backup", uri="payme-ops://backup")
 
 
 @dag(
-    schedule=CronTriggerTimetable("0 2 * * *", timezone="Africa/Nairobi"),
+    schedule=at("0 2 * * *"),
     params={"reason": Param(None, type=["null", "string"], maxLength=200, title="Reason", description="Why by hand?")},
     **dag_options(
         "backup_daily",

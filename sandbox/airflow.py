@@ -186,13 +186,13 @@ class Api:
         return None
 
     def busy(self, dag: str) -> str | None:
-        """A ready condition: no run of the DAG is active or due. A DAG that is new runs its last slot at once."""
+        """A ready condition: no run of the DAG is active or due. After a pause the newest missed slot is due at once."""
         runs = self.call("GET", f"/dags/{dag}/dagRuns?state=queued&state=running&limit=1")["dag_runs"]
         if runs:
             return f"the end of {runs[0]['dag_run_id']}"
         due = self.call("GET", f"/dags/{dag}")["next_dagrun_run_after"]
         if due is not None and datetime.fromisoformat(due) <= datetime.now(UTC):
-            return "the run of its last slot"
+            return "the run of the slot it missed"
         return None
 
     def trigger(self, dag: str, conf: Mapping[str, object] | None = None) -> str:

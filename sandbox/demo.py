@@ -34,7 +34,7 @@ def demo(console: Console, *, once: bool) -> None:
         console.print(f"[dim]{time.monotonic() - begun:5.0f} s[/dim]  {escape(text)}", soft_wrap=True)
 
     with world.running(ROOT, size="demo", say=say) as (here, supervisor):
-        supervisor.start(world.traffic(here))
+        supervisor.start(world.application(here))
         env = airflow.environment(here)
         since = datetime.now(UTC)
         airflow.start(here, supervisor, env)
@@ -52,7 +52,7 @@ def demo(console: Console, *, once: bool) -> None:
 
 def back_up(api: Api, supervisor: Supervisor) -> None:
     """Run the DAG. Raises SandboxError with the failed task's last lines when it does not succeed."""
-    # Or ours would find a backup newer than its request, made by the run of the last slot, and do nothing.
+    # A demo that stood still over a slot runs it now; ours would find that newer backup and do nothing.
     supervisor.until(partial(api.busy, DAG), DAG, _BACKUP_SECONDS)
     reason = {"reason": "make demo"}
     run, state = airflow.run_dag(supervisor, api, DAG, reason, within_seconds=_BACKUP_SECONDS)
@@ -78,6 +78,9 @@ def _where(here: World) -> str:
         f"Airflow UI   {here.url('airflow')}   login in {_below(here.credentials)}, section [airflow]",
         f"Slack        {here.url('slack')}   (stand-in: what the on-call channel would have seen)",
         f"Sentry       {here.url('sentry')}   (stand-in: what the error tracker would have seen)",
+        f"PayMe API    {here.url('payme_api')}   (stand-in: the application; it writes to the database)",
+        f"Status page  {here.url('status_page')}   (stand-in: what customers would see)",
+        f"Mail         {here.url('mail')}   (stand-in: what the support address would have got)",
         f"Logs         {_below(here.root / 'logs')}",
     ]
     return "\n" + "\n".join(lines) + "\n"

@@ -1,11 +1,11 @@
 """What every DAG of the desk shares: alerts, retries, time limits, tags and the runbook as its page."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
+from airflow.sdk import CronTriggerTimetable, ExceptionRetryPolicy, RetryAction, RetryRule
 
 from payme_ops.foundation.errors import LeaseHeld, LeaseLost, PaymeOpsError, Unavailable
 from payme_ops.orchestration.alerting import alert_failed_run
@@ -38,6 +38,15 @@ class Risk(StrEnum):
     WRITES_PROD = "risk:writes-prod"
 
 
+def at(cron: str) -> CronTriggerTimetable:
+    """A schedule in Nairobi time.
+
+    A DAG that is new waits for its next slot: none has a start date, and of the slots before it was unpaused for the
+    first time none is run. One that was paused for a while runs the newest slot it missed.
+    """
+    return CronTriggerTimetable(cron, timezone="Africa/Nairobi", run_immediately=timedelta(0))
+
+
 def dag_options(dag_id: str, description: str, *, area: Area, risk: Risk) -> dict[str, Any]:
     """Keyword arguments for @dag. The runbook docs/runbooks/<dag_id>.md must exist: it is the DAG's page."""
     return {
@@ -45,7 +54,6 @@ def dag_options(dag_id: str, description: str, *, area: Area, risk: Risk) -> dic
         "description": description,
         "doc_md": (RUNBOOKS / f"{dag_id}.md").read_text(encoding="utf-8"),
         "tags": [area, risk],
-        "start_date": datetime(2026, 1, 1, tzinfo=UTC),
         "catchup": False,
         "max_active_runs": 1,
         # No dagrun_timeout anywhere: it skips teardowns. Alerts hang on both levels: a killed task tells nobody.

@@ -1,4 +1,4 @@
-"""What the stand-ins of Slack and Sentry share: a small HTTP server that keeps what it got and can be told to fail.
+"""What the stand-ins share: a small HTTP server that keeps what it got and can be told to fail.
 
 Everything is on 127.0.0.1. What came in is appended to a file of JSON lines at once, so that a kill loses nothing,
 and is read again at the next start. `POST /control {"fail": 503, "count": 2}` makes the next two calls of the
@@ -164,6 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._serve()
 
+    def do_PATCH(self) -> None:
+        self._serve()
+
     def _serve(self) -> None:
         try:
             answer = self.server.answer(self._request())
@@ -208,14 +211,16 @@ def _unpack(body: bytes, encoding: str) -> bytes:
     return body
 
 
-def main(name: str, make: Callable[[int, Path], Server]) -> None:
-    """Serve until SIGTERM or SIGINT."""
+def main(name: str, make: Callable[..., Server], *others: str) -> None:
+    """Serve until SIGTERM or SIGINT. `others` are protocols with a port of their own, `<protocol>_port` of `make`."""
     parser = argparse.ArgumentParser(prog=f"python -m sandbox.{name}")
     parser.add_argument("--port", type=int, required=True, help="on 127.0.0.1")
     parser.add_argument("--state", type=Path, required=True, help="file that keeps what came in, JSON lines")
+    for other in others:
+        parser.add_argument(f"--{other}-port", type=int, required=True, help="on 127.0.0.1")
     arguments = parser.parse_args()
     try:
-        server = make(arguments.port, arguments.state)
+        server = make(arguments.port, arguments.state, **{f"{o}_port": getattr(arguments, f"{o}_port") for o in others})
     except OSError as error:
         sys.exit(f"{name}: 127.0.0.1 port {arguments.port} cannot be used ({error.strerror}). Choose another port.")
 

@@ -31,17 +31,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from psycopg import sql
 
 from payme_ops.foundation import opsdb, signing
-from sandbox import postgres, s3
+from sandbox import payme_api, postgres, s3
 from sandbox.http import silent
 from sandbox.payme_db import generate
 from sandbox.supervisor import Process, SandboxError, Supervisor, take_lock
 
 PROJECT = Path(__file__).resolve().parents[1]
-SERVICES = ("postgres", "s3", "slack", "sentry", "airflow")
+SERVICES = ("postgres", "s3", "slack", "sentry", "airflow", "payme_api", "status_page", "mail", "smtp")
 USERS = ("oncall", "approver")
 HOME_BUCKET, HOME_REGION = "payme-backups", "af-south-1"
 COPY_BUCKET, COPY_REGION = "payme-backups-dr", "eu-west-1"
 SLACK_CHANNEL = "payme-ops"
+SUPPORT_EMAIL = "support@payme.test"
 
 # Below the range from which the kernel takes the ports of outgoing connections, so that a port kept from the last
 # start is not in use by chance.
@@ -158,9 +159,16 @@ def running(
 
 
 def services(world: World) -> list[Process]:
-    """PostgreSQL, S3, and the stand-ins of Slack and Sentry; they do not need each other."""
-    states = {"s3": world.root / "s3", "slack": world.root / "slack.json", "sentry": world.root / "sentry.json"}
-    pages = {"s3": "/moto-api/", "slack": "/messages.json", "sentry": "/events.json"}
+    """PostgreSQL, S3, and the stand-ins of Slack, Sentry, status page and mail; they do not need each other."""
+    pages = {
+        "s3": "/moto-api/",
+        "slack": "/messages.json",
+        "sentry": "/events.json",
+        "status_page": "/incidents.json",
+        "mail": "/messages.json",
+    }
+    states = {name: world.root / ("s3" if name == "s3" else f"{name}.json") for name in pages}
+    others = {"mail": ["--smtp-port", str(world.ports["smtp"])]}
     return [
         Process(
             "postgres",
@@ -182,6 +190,7 @@ def services(world: World) -> list[Process]:
                     str(world.ports[name]),
                     "--state",
                     str(state),
+                    *others.get(name, []),
                 ],
                 _base_environment(),
                 ready=partial(silent, world.url(name) + pages[name]),
@@ -192,12 +201,14 @@ def services(world: World) -> list[Process]:
     ]
 
 
-def traffic(world: World) -> Process:
-    """PayMe's application writing to its database as long as it runs."""
+def application(world: World) -> Process:
+    """The PayMe API, which writes to its database as long as it is started. The database must be prepared."""
+    port, state = str(world.ports["payme_api"]), str(world.root / "payme_api.json")
     return Process(
-        "traffic",
-        [sys.executable, "-m", "sandbox.payme_db.traffic", "--service", "payme_app"],
-        world.env,
+        "payme_api",
+        [sys.executable, "-m", "sandbox.payme_api", "--port", port, "--state", state],
+        {**world.env, payme_api.TOKEN_VARIABLE: world.secrets["payme_api.token"]},
+        ready=partial(silent, world.url("payme_api") + "/version"),
         cwd=PROJECT,
     )
 
@@ -315,6 +326,8 @@ def _passwords(path: Path) -> dict[str, str]:
         **{f"s3.{profile}": lambda: secrets.token_urlsafe(30) for profile in _PROFILES},
         "slack.token": lambda: f"xoxb-sandbox-{secrets.token_hex(16)}",
         "sentry.key": lambda: secrets.token_hex(16),
+        "payme_api.token": lambda: secrets.token_hex(16),
+        "status_page.key": lambda: secrets.token_hex(16),
         "airflow_internal.fernet_key": lambda: Fernet.generate_key().decode(),
         "airflow_internal.jwt_secret": lambda: secrets.token_hex(64),
         "airflow_internal.secret_key": lambda: secrets.token_hex(32),
@@ -355,6 +368,7 @@ def _settings(root: Path, keys: Path) -> dict[str, str]:
         "PAYME_OPS__POSTGRES__CLIENT_DIRS": ",".join(client_dirs),
         "PAYME_OPS__SLACK__CHANNEL": SLACK_CHANNEL,
         "PAYME_OPS__ALERT__OWNER": "PayMe on call (sandbox)",
+        "PAYME_OPS__NOTIFY__SUPPORT_EMAIL": SUPPORT_EMAIL,
     }
 
 
@@ -442,6 +456,23 @@ def _airflow_door(ports: Mapping[str, int], passwords: Mapping[str, str]) -> dic
         "conn_type": "slack",
         "password": passwords["slack.token"],
         "extra": {"base_url": f"http://127.0.0.1:{ports['slack']}/api/"},
+    }
+    connections["payme_api"] = {
+        "conn_type": "http",
+        "host": f"http://127.0.0.1:{ports['payme_api']}",
+        "password": passwords["payme_api.token"],
+    }
+    connections["payme_status_page"] = {
+        "conn_type": "http",
+        "host": f"http://127.0.0.1:{ports['status_page']}",
+        "password": passwords["status_page.key"],
+        "extra": {"page_id": "payme"},
+    }
+    connections["payme_smtp"] = {
+        "conn_type": "smtp",
+        "host": "127.0.0.1",
+        "port": ports["smtp"],
+        "extra": {"from_email": "ops@payme.test", "disable_tls": True},
     }
     return {f"AIRFLOW_CONN_{name.upper()}": json.dumps(value) for name, value in connections.items()}
 

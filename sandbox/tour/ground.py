@@ -61,7 +61,7 @@ def desk(console: Console) -> Iterator[Desk]:
     _require_demo()
     console.print("The demo is not running: starting it, with Airflow, for this step (about half a minute).")
     with world.running(ROOT, size="demo") as (here, supervisor):
-        supervisor.start(world.traffic(here))
+        supervisor.start(world.application(here))
         airflow.start(here, supervisor, airflow.environment(here))
         yield _desk(here)
 

@@ -1,20 +1,25 @@
-"""The stand-ins of Slack and Sentry, served from threads of the test process."""
+"""The stand-ins of the sandbox, served from threads of the test process."""
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from slack_sdk import WebClient
 
 from payme_ops.foundation.alert import Slack
-from sandbox import sentry, slack
+from payme_ops.foundation.mail import MailServer
+from payme_ops.foundation.payme_api import PaymeApi
+from sandbox import mail, payme_api, sentry, slack, status_page
 from sandbox.http import call
+from sandbox.postgres import free_port
 from sandbox.standin import Server
 
 CHANNEL = "payme-ops"
+API_TOKEN = "token-of-the-tests"
 
 
 @dataclass(frozen=True)
@@ -80,3 +85,29 @@ def _served(make: Callable[[int, Path], Server], state: Path) -> Iterator[StandI
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def status_page_stand_in(folder: Path) -> Iterator[StandIn]:
+    """The status page, for the block."""
+    with _served(status_page.make_server, folder / "status_page.jsonl") as server:
+        yield server
+
+
+@contextmanager
+def mail_stand_in(folder: Path) -> Iterator[tuple[StandIn, MailServer]]:
+    """The mail server, for the block, and how to send through it."""
+    port = free_port()
+    with _served(partial(mail.make_server, smtp_port=port), folder / "mail.jsonl") as server:
+        yield server, MailServer("127.0.0.1", port, "ops@payme.test", tls=False)
+
+
+@contextmanager
+def payme_api_stand_in(folder: Path, conninfo: str) -> Iterator[tuple[StandIn, PaymeApi]]:
+    """The PayMe API, started, on the database of `conninfo`, for the block, and how to call it."""
+
+    def make(port: int, state: Path) -> Server:
+        return payme_api.ApiServer(port, payme_api.Application(state, conninfo), API_TOKEN)
+
+    with _served(make, folder / "payme_api.jsonl") as server:
+        yield server, PaymeApi(server.url, API_TOKEN)

@@ -12,6 +12,7 @@ PaymeOpsError
 ├── LeaseLost                  our lease went away while we worked
 ├── DatabaseError              the server refused a statement (SQLSTATE, table, constraint; never row data)
 ├── StoreRefused               S3 answered 4xx: no permission, no bucket
+├── ServiceRefused             the PayMe API, the status page or the mail server answered no
 ├── DumpFailed                 a client tool ended with an error
 ├── AlreadyExists              the target is there already; it is never overwritten
 ├── NotFound                   the named backup, database or object is not there
@@ -100,6 +101,10 @@ class DatabaseError(PaymeOpsError):
 
 class StoreRefused(PaymeOpsError):
     """The object store answered 4xx."""
+
+
+class ServiceRefused(PaymeOpsError):
+    """The PayMe API, the status page or the mail server answered, and said no."""
 
 
 class DumpFailed(PaymeOpsError):

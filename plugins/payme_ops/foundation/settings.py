@@ -151,6 +151,16 @@ class AlertSettings(_Group):
     owner: str = Field(default="payme-ops on call", min_length=1, description="Whom to call; shown in every alert.")
 
 
+class NotifySettings(_Group):
+    """Who is told of an outage besides Slack; connections payme_smtp and payme_status_page say how."""
+
+    support_email: str = Field(
+        default="",
+        pattern=r"^$|^[^@\s]+@[^@\s]+$",
+        description="Support's address, told when a restore stops the application; empty: a person is asked to tell.",
+    )
+
+
 class Settings(BaseSettings):
     """All settings of payme-ops."""
 
@@ -165,6 +175,7 @@ class Settings(BaseSettings):
     postgres: PostgresSettings = PostgresSettings()
     slack: SlackSettings = SlackSettings()
     alert: AlertSettings = AlertSettings()
+    notify: NotifySettings = NotifySettings()
 
 
 def load() -> Settings:

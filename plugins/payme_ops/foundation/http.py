@@ -1,0 +1,85 @@
+"""One JSON call to a service of the company: bounded in time and size, no redirects, no retries.
+
+Redirects are not followed: a token belongs to the host it was made for. Retrying is the caller's, who knows whether
+the call may be made twice.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import urllib3
+
+from payme_ops.foundation.errors import ServiceRefused, Unavailable
+
+CONNECT_SECONDS, READ_SECONDS = 5.0, 20.0
+_MAX_BYTES = 1_000_000
+_pool = urllib3.PoolManager(retries=False)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Status and the JSON object of the body; a body that is none is an empty object."""
+
+    status: int
+    body: dict[str, Any]
+
+
+def call(service: str, method: str, url: str, *, authorization: str = "", body: object = None) -> Answer:
+    """The service's answer, whatever its status.
+
+    `service` is its name for people. Raises Unavailable when it does not answer in time or answers too much.
+    """
+    headers = {"Accept": "application/json"}
+    if authorization:
+        headers["Authorization"] = authorization
+    try:
+        answer = _pool.request(
+            method,
+            url,
+            json=body,
+            headers=headers,
+            redirect=False,
+            preload_content=False,
+            timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
+        )
+        data = answer.read(_MAX_BYTES + 1)
+        answer.release_conn()
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise _away(service, method, url, type(error).__name__) from None
+    if len(data) > _MAX_BYTES:
+        answer.close()
+        raise _away(service, method, url, f"more than {_MAX_BYTES} bytes")
+    try:
+        found = json.loads(data)
+    except ValueError:
+        found = None
+    return Answer(answer.status, found if isinstance(found, dict) else {})
+
+
+def expect(service: str, method: str, url: str, *, authorization: str = "", body: object = None) -> dict[str, Any]:
+    """The body of an answer that says yes. Raises Unavailable (5xx, 429, none) or ServiceRefused (any other)."""
+    answer = call(service, method, url, authorization=authorization, body=body)
+    if 200 <= answer.status < 300:
+        return answer.body
+    if answer.status >= 500 or answer.status in (420, 429):
+        raise _away(service, method, url, f"status {answer.status}")
+    raise ServiceRefused(
+        f"{service} refused {method} {_path(url)}",
+        expected="status 2xx",
+        found=f"status {answer.status} {str(answer.body.get('error', ''))[:200]}".rstrip(),
+        remedy="compare the connection's address and token with what the service expects",
+    )
+
+
+def _away(service: str, method: str, url: str, found: str) -> Unavailable:
+    return Unavailable(
+        f"{service} did not answer {method} {_path(url)}",
+        expected=f"an answer within {CONNECT_SECONDS + READ_SECONDS:.0f} s",
+        found=found,
+        remedy="see whether it runs and can be reached from here",
+    )
+
+
+def _path(url: str) -> str:
+    return urllib3.util.parse_url(url).path or "/"

@@ -1,0 +1,200 @@
+"""The contract of docs/payme-api-contract.md, on the sandbox's API and on any other that is named.
+
+    PAYME_API_URL=… PAYME_API_TOKEN=… python -m pytest tests/integration/test_payme_api.py -k contract
+
+runs the part that needs no access to the API's database; it stops that API and starts it again as it was.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from payme_ops.foundation import http, payme_api
+from payme_ops.foundation.errors import ServiceRefused, Unavailable
+from payme_ops.foundation.payme_api import PaymeApi
+from sandbox.http import call
+from sandbox.standin import Answer, Server
+from tests.support.site import Site
+from tests.support.standins import StandIn, payme_api_stand_in
+from tests.support.waiting import eventually
+
+URL, TOKEN = os.environ.get("PAYME_API_URL", ""), os.environ.get("PAYME_API_TOKEN", "")
+
+
+@pytest.fixture
+def served(site: Site, tmp_path: Path) -> Iterator[tuple[StandIn, PaymeApi]]:
+    with payme_api_stand_in(tmp_path, site.world.conninfo("payme_app", "payme")) as running:
+        yield running
+
+
+@pytest.fixture
+def api(request: pytest.FixtureRequest) -> PaymeApi:
+    """The API that is named, or the sandbox's."""
+    return PaymeApi(URL, TOKEN) if URL else request.getfixturevalue("served")[1]
+
+
+@pytest.fixture
+def stand_in(served: tuple[StandIn, PaymeApi]) -> StandIn:
+    return served[0]
+
+
+def sessions(site: Site) -> int:
+    with site.admin() as admin:
+        row = admin.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = 'payme_app'").fetchone()
+    assert row
+    return int(row[0])
+
+
+# -- the contract -----------------------------------------------------------------------------------------------
+
+
+def test_contract_health_names_status_database_and_version(api: PaymeApi) -> None:
+    found = payme_api.health(api)
+    assert (found.healthy, found.status, found.database) == (True, "healthy", "connected")
+    assert found.version == payme_api.version(api).version
+
+
+def test_contract_stop_and_start_may_be_repeated_and_name_what_ran(api: PaymeApi) -> None:
+    before = payme_api.version(api)
+    assert before.previous
+    assert payme_api.stop(api) == payme_api.stop(api) == before
+    found = payme_api.health(api)
+    assert (found.healthy, found.status) == (False, "stopped")
+    assert payme_api.start(api, before.version).version == payme_api.start(api, before.version).version
+    eventually(lambda: payme_api.health(api).healthy, "a healthy API", seconds=120)
+    assert payme_api.version(api) == before
+
+
+def test_contract_another_version_makes_the_last_one_the_previous(api: PaymeApi) -> None:
+    before = payme_api.version(api)
+    after = payme_api.start(api, before.previous)
+    assert (after.version, after.previous) == (before.previous, before.version)
+    payme_api.start(api, before.version)
+    eventually(lambda: payme_api.health(api).healthy, "a healthy API", seconds=120)
+
+
+def test_contract_admin_wants_the_token(api: PaymeApi) -> None:
+    for token, status in (("", 401), ("wrong", 403)):
+        authorization = f"Bearer {token}" if token else ""
+        answer = http.call("the PayMe API", "POST", f"{api.url}/admin/stop", authorization=authorization)
+        assert answer.status == status
+    assert payme_api.health(api).healthy
+
+
+def test_contract_an_unknown_version_is_refused_and_nothing_changes(api: PaymeApi) -> None:
+    before = payme_api.version(api)
+    with pytest.raises(ServiceRefused, match="status 422"):
+        payme_api.start(api, "no such version")
+    assert payme_api.version(api) == before
+    assert payme_api.health(api).healthy
+
+
+# -- the sandbox's ----------------------------------------------------------------------------------------------
+
+
+def test_started_it_writes_and_stopped_it_has_no_session(site: Site, served: tuple[StandIn, PaymeApi]) -> None:
+    _, api = served
+    eventually(lambda: sessions(site) > 0, "its sessions")
+    payme_api.stop(api)
+    assert sessions(site) == 0
+    payme_api.start(api, "2.3.1")
+    eventually(lambda: sessions(site) > 0, "its sessions")
+
+
+def test_its_health_is_red_when_users_is_not_there(site: Site, served: tuple[StandIn, PaymeApi]) -> None:
+    _, api = served
+    with site.admin() as admin:
+        admin.execute("ALTER TABLE users RENAME TO users_away")
+        try:
+            found = payme_api.health(api)
+        finally:
+            admin.execute("ALTER TABLE users_away RENAME TO users")
+    assert (found.healthy, found.status, found.database) == (False, "unhealthy", "disconnected")
+    assert payme_api.health(api).healthy
+
+
+def test_it_remembers_that_it_was_stopped(site: Site, tmp_path: Path) -> None:
+    conninfo = site.world.conninfo("payme_app", "payme")
+    with payme_api_stand_in(tmp_path, conninfo) as (_, api):
+        payme_api.start(api, "2.3.1")
+        payme_api.stop(api)
+    with payme_api_stand_in(tmp_path, conninfo) as (_, api):
+        assert payme_api.health(api).status == "stopped"
+        assert payme_api.version(api) == payme_api.Version("2.3.1", "2.4.0")
+
+
+def test_its_page_shows_what_was_done(served: tuple[StandIn, PaymeApi]) -> None:
+    stand_in, api = served
+    payme_api.stop(api)
+    assert "stopped" in stand_in.get("/")
+
+
+# -- an API that is not well ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 429])
+def test_what_may_heal_is_told_from_a_no(served: tuple[StandIn, PaymeApi], status: int) -> None:
+    stand_in, api = served
+    stand_in.fail(status)
+    with pytest.raises(Unavailable, match=f"status {status}"):
+        payme_api.stop(api)
+    stand_in.fail(403)
+    with pytest.raises(ServiceRefused, match="status 403"):
+        payme_api.stop(api)
+
+
+def test_an_answer_that_is_no_contract_is_refused(served: tuple[StandIn, PaymeApi]) -> None:
+    stand_in, api = served
+    with pytest.raises(ServiceRefused, match="not the contract's"):
+        payme_api.version(PaymeApi(f"{stand_in.url}/health?", api.token))
+
+
+def test_nobody_there_is_unavailable_and_names_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "CONNECT_SECONDS", 0.5)
+    api = PaymeApi("http://127.0.0.1:1", "very-secret-token")
+    for ask in (payme_api.health, payme_api.version, payme_api.stop):
+        with pytest.raises(Unavailable) as away:
+            ask(api)
+        assert "secret" not in f"{away.value} {api!r}"
+
+
+@pytest.fixture
+def redirector(served: tuple[StandIn, PaymeApi]) -> Iterator[str]:
+    """A server that sends everybody on to the stand-in."""
+    target = served[0].url
+    server = Server(
+        0, lambda request: Answer("", 302, headers={"Location": target + request.path}), lambda _path: False, {}
+    )
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server.url
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_redirect_is_not_followed(served: tuple[StandIn, PaymeApi], redirector: str) -> None:
+    with pytest.raises(ServiceRefused, match="status 302"):
+        payme_api.stop(PaymeApi(redirector, served[1].token))
+    assert payme_api.health(served[1]).healthy
+
+
+def test_too_much_is_not_read(served: tuple[StandIn, PaymeApi], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_MAX_BYTES", 10)
+    with pytest.raises(Unavailable, match="more than 10 bytes"):
+        payme_api.version(served[1])
+
+
+def test_the_database_is_not_named_by_an_unhealthy_answer(site: Site, served: tuple[StandIn, PaymeApi]) -> None:
+    with psycopg.connect(site.cluster.conninfo("postgres"), autocommit=True) as admin:
+        admin.execute("ALTER ROLE payme_app NOLOGIN")
+        try:
+            status, body = call("GET", f"{served[0].url}/health")
+        finally:
+            admin.execute("ALTER ROLE payme_app LOGIN")
+    assert status == 503
+    assert set(body) == {"timestamp", "version", "status", "database", "error"}

@@ -1,0 +1,94 @@
+"""The status page and mail, on servers of their protocols."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from payme_ops.foundation import mail, status_page
+from payme_ops.foundation.errors import ServiceRefused, SettingsError, Unavailable
+from payme_ops.foundation.mail import MailServer
+from payme_ops.foundation.status_page import StatusPage
+from tests.support.standins import StandIn, mail_stand_in, status_page_stand_in
+
+PHONE = "+254700999888"
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[StandIn]:
+    with status_page_stand_in(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def smtp(tmp_path: Path) -> Iterator[tuple[StandIn, MailServer]]:
+    with mail_stand_in(tmp_path) as running:
+        yield running
+
+
+def test_an_incident_is_opened_and_resolved(page: StandIn) -> None:
+    there = StatusPage(page.url, "payme", "key")
+    incident = status_page.open_incident(there, name="Payments <are> down", body="We restore.")
+    assert "Service disruption" in page.get("/")
+    assert "Payments &lt;are&gt; down" in page.get("/")
+    status_page.update_incident(there, incident, status="resolved", body="Done.")
+    assert [update["status"] for update in page.get("/incidents.json")] == ["investigating", "resolved"]
+    assert "All systems work" in page.get("/")
+
+
+def test_a_status_page_that_says_no_is_told_from_one_that_is_away(page: StandIn) -> None:
+    there = StatusPage(page.url, "payme", "key")
+    with pytest.raises(ServiceRefused, match="status 404"):
+        status_page.update_incident(there, "none", status="resolved", body="")
+    incident = status_page.open_incident(there, name="x", body="")
+    with pytest.raises(ServiceRefused, match="status 422"):
+        status_page.update_incident(there, incident, status="no such status", body="")
+    page.fail(420)  # what Statuspage says to more than one request a second
+    with pytest.raises(Unavailable, match="status 420"):
+        status_page.open_incident(there, name="x", body="")
+
+
+def test_a_mail_arrives_without_phone_numbers_and_in_one_line_of_subject(smtp: tuple[StandIn, MailServer]) -> None:
+    stand_in, server = smtp
+    mail.send(
+        server,
+        to="support@payme.test",
+        subject=f"PayMe is down\nBcc: x@evil.test {PHONE}",
+        text=f"Zoë paid by {PHONE}",
+        message_id="run.began",
+    )
+    (got,) = stand_in.get("/messages.json")
+    assert got["rcpt_to"] == ["support@payme.test"]
+    assert got["subject"] == "PayMe is down Bcc: x@evil.test [phone]"
+    assert got["text"].strip() == "Zoë paid by [phone]"
+    assert got["message_id"] == "<run.began@payme-ops>"
+    assert "PayMe is down" in stand_in.get("/")
+
+
+def test_no_password_travels_in_the_clear(smtp: tuple[StandIn, MailServer]) -> None:
+    stand_in, server = smtp
+    with pytest.raises(SettingsError, match="in the clear"):
+        mail.send(replace(server, login="ops", password="x"), to="a@b.c", subject="", text="", message_id="m")
+    assert stand_in.get("/messages.json") == []
+
+
+def test_without_tls_where_it_is_asked_for_nothing_is_sent(smtp: tuple[StandIn, MailServer]) -> None:
+    stand_in, server = smtp
+    with pytest.raises(Unavailable):
+        mail.send(replace(server, tls=True), to="a@b.c", subject="", text="", message_id="m")
+    assert stand_in.get("/messages.json") == []
+
+
+def test_a_mail_server_that_asks_to_come_again_is_unavailable(smtp: tuple[StandIn, MailServer]) -> None:
+    stand_in, server = smtp
+    stand_in.fail(500, count=1)
+    with pytest.raises(Unavailable, match="status 451"):
+        mail.send(server, to="a@b.c", subject="s", text="t", message_id="m")
+    mail.send(server, to="a@b.c", subject="s", text="t", message_id="m")
+    assert len(stand_in.get("/messages.json")) == 1
+
+
+def test_nobody_there_is_unavailable() -> None:
+    with pytest.raises(Unavailable, match="ConnectionRefusedError"):
+        mail.send(MailServer("127.0.0.1", 1, "ops@payme.test"), to="a@b.c", subject="", text="", message_id="m")

@@ -222,6 +222,7 @@ class Installation:
             conninfo=conninfo,
             into=into,
             client_dirs=desk.settings.postgres.client_dirs,
+            scratch_dir=desk.settings.backup.scratch_dir,
             report=quiet,
         )
 

@@ -3,7 +3,9 @@
 A restore creates a new database and never touches an existing one; what fails is dropped again.
 """
 
+import os
 import subprocess
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,12 +16,12 @@ import pyrage
 from backports.zstd import ZstdDecompressor
 from psycopg import sql
 
-from payme_ops.backup import truth
+from payme_ops.backup import scratch, truth
 from payme_ops.backup.manifest import Manifest, Server, Truth
 from payme_ops.backup.seal import Writer, parse_identity, unseal
 from payme_ops.backup.store import checked
 from payme_ops.foundation.errors import AlreadyExists, IntegrityError, NotFound, SettingsError
-from payme_ops.foundation.objectstore import Bucket
+from payme_ops.foundation.objectstore import MIB, Bucket
 from payme_ops.foundation.postgres import (
     client_environment,
     client_invocation,
@@ -54,7 +56,7 @@ def verify(
     """
     pg_restore = client_tool("pg_restore", manifest.server.major, client_dirs)
     with _pg_restore([pg_restore, "--file=/dev/null"], {}) as sink:
-        _pour(bucket, manifest, identity, sink, report=report)
+        pour(bucket, manifest, identity, sink, report=report)
 
 
 def restore(
@@ -65,44 +67,94 @@ def restore(
     conninfo: str,
     into: str,
     client_dirs: list[str],
+    scratch_dir: Path,
+    jobs: int = 2,
     report: Report,
 ) -> None:
     """Create database `into` on the server of `conninfo`, restore, and compare with the manifest's truth.
 
-    The bytes stream from the store through decryption into pg_restore; nothing is written to disk here. Raises
-    AlreadyExists when `into` is there, HashMismatch, TruthMismatch, DumpFailed; then `into` is dropped again.
+    The opened archive lies in a folder of mode 0700 below `scratch_dir` while it is restored. Raises AlreadyExists
+    when `into` is there, Unavailable without room, HashMismatch, TruthMismatch, DumpFailed; then `into` is dropped
+    again.
     """
     with connect(conninfo, application="payme_ops:restore") as connection:
         _require_major(connection, manifest)
-        _create(connection, into, manifest.server)
+        create(connection, into, manifest.server)
         try:
-            _fill(bucket, manifest, identity, with_database(conninfo, into), client_dirs, report=report)
+            with scratch.folder(scratch_dir, needed_bytes=archive_bytes(manifest), report=report) as place:
+                archive = open_archive(bucket, manifest, identity, place, report=report)
+                target = with_database(conninfo, into)
+                fill(archive, manifest.server.major, target, client_dirs, jobs=jobs, report=report)
+            truth.require_equal(manifest.truth, measure(target, report=report))
+            report(f"truth: {manifest.truth.rows} rows in {len(manifest.truth.relations)} relations equal the manifest")
         except BaseException:
             with speaking(f"drop database {into}"):
                 connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(into)))
             raise
 
 
-def _fill(
-    bucket: Bucket,
-    manifest: Manifest,
-    identity: pyrage.x25519.Identity,
-    target: str,
-    client_dirs: list[str],
-    *,
-    report: Report,
-) -> None:
+def archive_bytes(manifest: Manifest) -> int:
+    """Room that the opened archive needs, about. What is compressed outside pg_dump lies there uncompressed."""
+    return manifest.archive.size_bytes if manifest.dump.compression_place == "inside" else manifest.server.size_bytes
+
+
+def open_archive(
+    bucket: Bucket, manifest: Manifest, identity: pyrage.x25519.Identity, folder: Path, *, report: Report
+) -> Path:
+    """The archive as pg_dump wrote it, in a file of mode 0600 in `folder`, its bytes compared on the way.
+
+    Raises HashMismatch, and IntegrityError when the identity does not open it.
+    """
+    path = folder / "archive.dump"
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=MIB) as file:  # noqa: PTH123
+        pour(bucket, manifest, identity, file, report=report)
+    return path
+
+
+def fill(archive: Path, major: int, target: str, client_dirs: list[str], *, jobs: int, report: Report) -> None:
+    """pg_restore of the archive into the empty database of the conninfo `target`, `jobs` connections at a time.
+
+    In three runs, one a section: in one parallel run a deferred constraint trigger on a partitioned table and the
+    load of its partitions waited for each other (seen on PostgreSQL 17). Raises DumpFailed, DatabaseUnavailable.
+    """
     dbname, secrets = client_invocation(target, application="payme_ops:restore")
-    command: list[str | Path] = [
-        client_tool("pg_restore", manifest.server.major, client_dirs),
-        "--exit-on-error",
-        "--no-password",
-        f"--dbname={dbname}",
-    ]
-    with _pg_restore(command, secrets) as sink:
-        _pour(bucket, manifest, identity, sink, report=report)
-    truth.require_equal(manifest.truth, measure(target, report=report))
-    report(f"truth: {manifest.truth.rows} rows in {len(manifest.truth.relations)} relations equal the manifest")
+    tool = client_tool("pg_restore", major, client_dirs)
+    for section in ("pre-data", "data", "post-data"):
+        start = time.monotonic()
+        parallel = [] if section == "pre-data" else [f"--jobs={jobs}"]
+        run_tool(
+            [
+                tool,
+                "--exit-on-error",
+                "--no-password",
+                f"--section={section}",
+                *parallel,
+                f"--dbname={dbname}",
+                archive,
+            ],
+            secrets,
+        )
+        report(f"restore: {section} in {time.monotonic() - start:.1f} s")
+
+
+def run_tool(command: list[str | Path], secrets: dict[str, str], stdin: bytes = b"") -> bytes:
+    """A client tool to its end; what it printed. Raises DumpFailed, DatabaseUnavailable with its own words."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=client_environment(secrets),
+    )
+    try:
+        out, said = process.communicate(stdin)
+    finally:
+        if process.poll() is None:  # pg_restore ends its workers when it is told to
+            process.terminate()
+            process.communicate()
+    if process.returncode != 0:
+        raise tool_failure(Path(command[0]).name, process.returncode, said.decode(errors="replace"))
+    return out
 
 
 def measure(conninfo: str, *, report: Report) -> Truth:
@@ -124,7 +176,7 @@ def _require_major(connection: psycopg.Connection, manifest: Manifest) -> None:
         )
 
 
-def _create(connection: psycopg.Connection, into: str, server: Server) -> None:
+def create(connection: psycopg.Connection, into: str, server: Server) -> None:
     """The new database with the source's owner, encoding and locale: a restore changes none of them."""
     options = [sql.SQL("OWNER {}").format(sql.Identifier(server.owner)), sql.SQL("TEMPLATE template0")]
     values = {"ENCODING": server.encoding, "LC_COLLATE": server.collate, "LC_CTYPE": server.ctype}
@@ -181,9 +233,7 @@ def _pg_restore(command: list[str | Path], secrets: dict[str, str]) -> Iterator[
         raise tool_failure("pg_restore", process.returncode, said)
 
 
-def _pour(
-    bucket: Bucket, manifest: Manifest, identity: pyrage.x25519.Identity, sink: Writer, *, report: Report
-) -> None:
+def pour(bucket: Bucket, manifest: Manifest, identity: pyrage.x25519.Identity, sink: Writer, *, report: Report) -> None:
     """The opened archive into `sink`; length and SHA-256 of the sealed bytes are compared on the way."""
     progress = Progress("restore", total=manifest.archive.size_bytes, report=report)
     chunks = checked(bucket, manifest.archive, progress)

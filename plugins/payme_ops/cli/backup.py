@@ -114,6 +114,7 @@ def backup_restore(
         conninfo="service=payme_db_restore",
         into=into,
         client_dirs=config.postgres.client_dirs,
+        scratch_dir=config.backup.scratch_dir,
         report=doors.report,
     )
     typer.echo(f"database {into} holds {found.truth.rows:,} rows, equal to the manifest {found.key}")

@@ -71,11 +71,11 @@ class Mark:
 
 @dataclass(frozen=True)
 class Swapped:
-    """What a swap came to. `replaced` is the name of the old database, empty when there was none."""
+    """What a swap came to: the old database's new name (empty when there was none), and what was carried over."""
 
     target: str
     replaced: str
-    facts: dict[str, Any]
+    carried: dict[str, Any]
 
 
 def beside_name(target: str, run: str) -> str:
@@ -151,14 +151,19 @@ def swap(ops: str, conninfo: str, *, environment: str, target: str, beside: str,
         ]
         session = stack.enter_context(connect(conninfo, application="payme_ops:swap"))
         with speaking(f"swap {target}"):
-            done = _done(session, target, run)
-            if done:
-                report(f"{target} was swapped already; the old one is {done.replaced or 'none'}")
-                return done
+            if before := _done(session, target, run):
+                report(f"{target} was swapped already; the old one is {before.replaced or 'none'}")
+                return before
             require_power(session, target)
             old, mark = facts(session, target), _restored(session, beside, target, run)
             _carry_over(session, target if old else None, beside)
         return _rename(conninfo, session, held, old=old, mark=mark, report=report)
+
+
+def done(conninfo: str, target: str, run: str) -> Swapped | None:
+    """What the swap of this run came to, None when it was not done. Raises DatabaseUnavailable, DatabaseError."""
+    with connect(conninfo, application="payme_ops:swap") as session, speaking(f"look at {target}"):
+        return _done(session, target, run)
 
 
 def _restored(session: psycopg.Connection, beside: str, target: str, run: str) -> Mark:

@@ -451,6 +451,12 @@ def the_truth(
     )
 
 
+def defined(sha256: str | None, **more: str) -> Truth:
+    each = {**({"i": sha256} if sha256 else {}), "always": "0", **more}
+    found = [Definition(kind="index", name=f"public.{name}", sha256=value) for name, value in each.items()]
+    return the_truth().model_copy(update={"definitions": found})
+
+
 PGCRYPTO = Extension(name="pgcrypto", version="1.3", schema_name="public")
 
 
@@ -458,9 +464,13 @@ PGCRYPTO = Extension(name="pgcrypto", version="1.3", schema_name="public")
     ("expected", "found", "says"),
     [
         (the_truth(table()), the_truth(), "public.users: expected a table, found nothing"),
-        (the_truth(), the_truth(table()), "public.users: not in the backup"),
+        (the_truth(), the_truth(table()), "public.users: expected nothing, found a table that is not in the backup"),
         (the_truth(table()), the_truth(table(rows=2)), "public.users: expected 3 rows, found 2"),
-        (the_truth(table()), the_truth(table(content_hash="8")), "public.users: same number of rows"),
+        (
+            the_truth(table()),
+            the_truth(table(content_hash="8")),
+            "public.users: expected 3 rows with content hash 9, found the same number",
+        ),
         (the_truth(table()), the_truth(table(rows=None, content_hash=None)), "public.users: expected 3 rows"),
         (the_truth(sequences=[sequence(5)]), the_truth(), "sequence public.s: expected 5 or later, found no sequence"),
         (the_truth(sequences=[sequence(5)]), the_truth(sequences=[sequence(4)]), "expected 5 or later, found 4"),
@@ -469,10 +479,15 @@ PGCRYPTO = Extension(name="pgcrypto", version="1.3", schema_name="public")
         (the_truth(sequences=[sequence(-5, -1)]), the_truth(sequences=[sequence(-4, -1)]), "-5 or later, found -4"),
         (the_truth(extensions=[PGCRYPTO]), the_truth(), "extension pgcrypto: expected version 1.3, found nothing"),
         (the_truth(large=2), the_truth(large=1), "large objects: expected 2"),
+        (the_truth(), the_truth(sequences=[sequence(5)]), "sequence public.s: expected nothing"),
+        (defined("a"), defined(None), "index public.i: expected a index, found nothing"),
+        (defined("a"), defined("b"), "index public.i: expected the definition of the backup, found another"),
+        (defined("a", other="c"), defined("a", other="c", third="d"), "index public.third: expected nothing"),
     ],
 )
 def test_each_difference_is_named(expected: Truth, found: Truth, says: str) -> None:
-    (line,) = truth.differences(expected, found)
+    (one,) = truth.differences(expected, found)
+    line = str(one)
     assert says in line
     with pytest.raises(TruthMismatch) as caught:
         truth.require_equal(expected, found)
@@ -493,6 +508,28 @@ def test_a_sequence_may_be_ahead_of_the_snapshot_in_its_own_direction(
     expected: SequenceTruth, found: SequenceTruth
 ) -> None:
     assert truth.differences(the_truth(sequences=[expected]), the_truth(sequences=[found])) == []
+
+
+def test_definitions_of_a_backup_from_before_they_were_recorded_are_not_compared() -> None:
+    assert truth.differences(the_truth(), defined("a")) == []
+
+
+def test_roles_and_grants_are_compared_apart_from_the_scratch_servers_own() -> None:
+    def access(attributes: str, privileges: str, *more: str) -> Truth:
+        roles = [Role(name=name, attributes=attributes, member_of=["staff"]) for name in ("app", *more)]
+        grants = [Grant(name="table public.users", owner="app", privileges=privileges)]
+        return the_truth().model_copy(update={"roles": roles, "grants": grants})
+
+    before = access("login", "app: SELECT")
+    assert (
+        truth.access_differences(before, access("login", "app: SELECT", "scratch"), ignore=frozenset({"scratch"})) == []
+    )
+    found = [str(one) for one in truth.access_differences(before, access("", "", "scratch"))]
+    assert found == [
+        "role app: expected login, member of staff, found no attributes, member of staff",
+        "role scratch: expected nothing, found no attributes, member of staff",
+        "grants of table public.users: expected owner app, app: SELECT, found owner app, nobody else",
+    ]
 
 
 def test_what_was_not_measured_is_not_compared() -> None:

@@ -24,7 +24,8 @@ SOME: dict[str, Any] = json.loads(
     "prefix": "postgres/payme/daily/20260128T020000EAT/", "run": "backup_daily/scheduled", "fencing_token": 7,
     "software": "payme-ops 0.1.0", "started_at": "2026-01-27T23:00:00Z", "snapshot_at": "2026-01-27T23:00:01Z",
     "server": {"version": "15.18", "in_recovery": false, "size_bytes": 1, "owner": "payme_owner", "encoding": "UTF8",
-               "collate": "C", "ctype": "C", "locale_provider": "c", "locale": ""},
+               "collate": "C", "ctype": "C", "locale_provider": "c", "locale": "",
+               "system_identifier": null},
     "dump": {"tool": "pg_dump 15.18", "format": "custom", "compression": "zstd:1", "compression_place": "outside",
              "listing": {"TABLE": 1}},
     "archive": {"key": "a", "size_bytes": 1, "sha256": "00"}, "globals": {"key": "b", "size_bytes": 1, "sha256": "00"},
@@ -35,7 +36,8 @@ SOME: dict[str, Any] = json.loads(
                  {"schema_name": "public", "name": "days", "kind": "materialised view", "rows": null,
                   "content_hash": null, "note": "definition only"}],
               "sequences": [], "extensions": [], "roles": [], "grants": [],
-              "large_objects": {"count": 0, "size_bytes": 0, "content_hash": "0"}},
+              "large_objects": {"count": 0, "size_bytes": 0, "content_hash": "0"},
+              "definitions": [{"kind": "index", "name": "public.i", "sha256": "0f"}]},
     "milliseconds": {"dump": 5}, "copied_from": null, "read_back": {"at": "2026-01-27T23:00:05Z", "milliseconds": 1}
     }"""
 )
@@ -52,6 +54,8 @@ def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 FIXED = [
     path for path in paths(SOME) if path not in [("dump", "listing"), ("sealing", "recipients"), ("milliseconds",)]
 ]
+
+OPTIONAL = ("note", "copied_from", "system_identifier", "definitions")
 
 
 def at(document: Any, path: tuple[Any, ...]) -> Any:
@@ -109,7 +113,7 @@ def test_an_unknown_field_is_refused_anywhere_and_named(path: tuple[Any, ...]) -
 @pytest.mark.parametrize("path", FIXED, ids=lambda path: ".".join(map(str, path)) or "top")
 def test_a_missing_field_is_refused_anywhere_and_named(path: tuple[Any, ...]) -> None:
     for field in at(SOME, path):
-        if field in ("note", "copied_from", "format"):  # have defaults; names another kind of document
+        if field in (*OPTIONAL, "format"):  # have defaults; names another kind of document
             continue
         document = copied()
         del at(document, path)[field]

@@ -8,6 +8,8 @@ SELECT current_setting('server_version') AS version,
        d.datctype AS ctype,
        -- The provider's columns came and were renamed between 15 and 17.
        coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') AS locale_provider,
-       coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale', '') AS locale
+       coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale', '') AS locale,
+       -- By it a restore test knows that it is not on the server that was backed up.
+       (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier
 FROM pg_database AS d
 WHERE d.datname = current_database()

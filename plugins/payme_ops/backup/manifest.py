@@ -83,6 +83,14 @@ class Grant(_Part):
     privileges: str
 
 
+class Definition(_Part):
+    """One object's definition, by the SHA-256 of its text form: an index, a constraint, a function, a column …"""
+
+    kind: str
+    name: str
+    sha256: str
+
+
 class LargeObjects(_Part):
     """Large objects: how many, how long together, and their content."""
 
@@ -101,6 +109,7 @@ class Truth(_Part):
     roles: list[Role]
     grants: list[Grant]
     large_objects: LargeObjects
+    definitions: list[Definition] = []
 
     @property
     def rows(self) -> int:
@@ -120,6 +129,7 @@ class Server(_Part):
     ctype: str
     locale_provider: str
     locale: str
+    system_identifier: str | None = None
 
     @property
     def major(self) -> int:

@@ -7,8 +7,8 @@ types of extensions by their text, with the settings that shape text pinned.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from payme_ops.backup.manifest import (
+    Definition,
     Extension,
     Grant,
     LargeObjects,
@@ -127,6 +128,10 @@ def measure(
             Grant(name=r[0], owner=r[1], privileges=r[2]) for r in connection.execute(load("backup/list_grants.sql"))
         ],
         large_objects=_large_objects(connection),
+        definitions=[
+            Definition(kind=r[0], name=r[1], sha256=r[2])
+            for r in connection.execute(load("backup/list_definitions.sql"))
+        ],
     )
 
 
@@ -180,69 +185,120 @@ def _large_objects(connection: psycopg.Connection) -> LargeObjects:
     return LargeObjects(count=count, size_bytes=size_bytes, content_hash=content or "0")
 
 
-def differences(expected: Truth, found: Truth) -> list[str]:
-    """What a restored database lacks or has otherwise, each as one line naming the object, expected and found.
+class Difference(NamedTuple):
+    """One thing that a restored database lacks or has otherwise."""
 
-    Roles, and owners and privileges of a restore into another role's hands, are compared by the caller that
-    restored them (globals are a separate object).
+    name: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: expected {self.expected}, found {self.found}"
+
+
+def differences(expected: Truth, found: Truth) -> list[Difference]:
+    """Relations, sequences, extensions, large objects and definitions that are not as in the backup.
+
+    Roles and grants: `access_differences`, for a server that has the backup's roles.
     """
-    lines: list[str] = []
+    return [
+        *_relations(expected, found),
+        *_sequences(expected, found),
+        *_named("extension", _extensions(expected), _extensions(found)),
+        *_definitions(expected, found),
+        *_one("large objects", _blobs(expected), _blobs(found)),
+    ]
+
+
+def access_differences(expected: Truth, found: Truth, *, ignore: frozenset[str] = frozenset()) -> list[Difference]:
+    """Roles (but those in `ignore`), and owner and privileges of every object, that are not as in the backup."""
+    roles = [{r.name: _role(r) for r in each.roles if r.name not in ignore} for each in (expected, found)]
+    grants = [
+        {g.name: f"owner {g.owner}, {g.privileges or 'nobody else'}" for g in each.grants} for each in (expected, found)
+    ]
+    return [*_named("role", *roles), *_named("grants of", *grants)]
+
+
+def _relations(expected: Truth, found: Truth) -> Iterator[Difference]:
     mine = {relation.qualified: relation for relation in found.relations}
     for relation in expected.relations:
-        lines += _relation_differences(relation, mine.pop(relation.qualified, None))
-    lines += [f"{name}: not in the backup" for name in mine]
+        yield from _relation(relation, mine.pop(relation.qualified, None))
+    for name, extra in mine.items():
+        yield Difference(f"{extra.kind} {name}", "nothing", f"a {extra.kind} that is not in the backup")
+
+
+def _relation(expected: RelationTruth, found: RelationTruth | None) -> Iterator[Difference]:
+    name = f"{expected.kind} {expected.qualified}"
+    if found is None:
+        yield Difference(name, f"a {expected.kind}", "nothing")
+    elif expected.kind != found.kind:
+        yield Difference(name, f"a {expected.kind}", f"a {found.kind}")
+    elif expected.rows is not None and expected.rows != found.rows:
+        yield Difference(name, f"{expected.rows} rows", f"{found.rows}")
+    elif expected.content_hash is not None and expected.content_hash != found.content_hash:
+        rows = f"{expected.rows} rows with content hash"
+        yield Difference(name, f"{rows} {expected.content_hash}", f"the same number of rows, hash {found.content_hash}")
+
+
+def _sequences(expected: Truth, found: Truth) -> Iterator[Difference]:
     values = {(s.schema_name, s.name): s for s in found.sequences}
     for sequence in expected.sequences:
-        lines += _sequence_differences(sequence, values.get((sequence.schema_name, sequence.name)))
-    lines += _missing(
-        "extension", ((e.name, e.version) for e in expected.extensions), ((e.name, e.version) for e in found.extensions)
-    )
-    if expected.large_objects != found.large_objects:
-        lines.append(
-            f"large objects: expected {expected.large_objects.count} with hash"
-            f" {expected.large_objects.content_hash}, found {found.large_objects.count} with hash"
-            f" {found.large_objects.content_hash}"
-        )
-    return lines
+        yield from _sequence(sequence, values.pop((sequence.schema_name, sequence.name), None))
+    for schema, name in values:
+        yield Difference(f"sequence {schema}.{name}", "nothing", "a sequence that is not in the backup")
 
 
-def _relation_differences(expected: RelationTruth, found: RelationTruth | None) -> list[str]:
-    if found is None:
-        return [f"{expected.qualified}: expected a {expected.kind}, found nothing"]
-    if expected.rows is not None and expected.rows != found.rows:
-        return [f"{expected.qualified}: expected {expected.rows} rows, found {found.rows}"]
-    if expected.content_hash is not None and expected.content_hash != found.content_hash:
-        return [
-            f"{expected.qualified}: same number of rows ({expected.rows}), but content hash"
-            f" {found.content_hash} instead of {expected.content_hash}"
-        ]
-    return []
-
-
-def _sequence_differences(expected: SequenceTruth, found: SequenceTruth | None) -> list[str]:
+def _sequence(expected: SequenceTruth, found: SequenceTruth | None) -> Iterator[Difference]:
     name, wanted = f"sequence {expected.schema_name}.{expected.name}", expected.last_value
     if found is None:
-        return [f"{name}: expected {wanted} or later, found no sequence"]
-    if wanted is None or expected.cycles:
-        return []
-    if found.last_value is None:
-        return [f"{name}: expected {wanted} or later, found never used"]
-    behind = (found.last_value - wanted) * expected.increment < 0
-    return [f"{name}: expected {wanted} or later, found {found.last_value}"] if behind else []
+        yield Difference(name, f"{wanted} or later", "no sequence")
+    elif wanted is not None and not expected.cycles:
+        if found.last_value is None:
+            yield Difference(name, f"{wanted} or later", "never used")
+        elif (found.last_value - wanted) * expected.increment < 0:
+            yield Difference(name, f"{wanted} or later", str(found.last_value))
 
 
-def _missing(what: str, expected: Iterable[tuple[str, str]], found: Iterable[tuple[str, str]]) -> list[str]:
-    have = dict(found)
-    return [
-        f"{what} {name}: expected version {version}, found {have.get(name, 'nothing')}"
-        for name, version in expected
-        if have.get(name) != version
-    ]
+def _extensions(truth: Truth) -> dict[str, str]:
+    return {e.name: f"version {e.version} in schema {e.schema_name}" for e in truth.extensions}
+
+
+def _blobs(truth: Truth) -> str:
+    blobs = truth.large_objects
+    return f"{blobs.count} of {blobs.size_bytes} bytes with hash {blobs.content_hash}"
+
+
+def _role(role: Role) -> str:
+    return f"{role.attributes or 'no attributes'}, member of {', '.join(role.member_of) or 'nothing'}"
+
+
+def _definitions(expected: Truth, found: Truth) -> Iterator[Difference]:
+    if not expected.definitions:  # of a manifest from before they were recorded
+        return
+    mine = {(d.kind, d.name): d.sha256 for d in found.definitions}
+    for definition in expected.definitions:
+        name, now = f"{definition.kind} {definition.name}", mine.pop((definition.kind, definition.name), None)
+        if now is None:
+            yield Difference(name, f"a {definition.kind}", "nothing")
+        elif now != definition.sha256:
+            yield Difference(name, "the definition of the backup", "another definition")
+    for kind, name in mine:
+        yield Difference(f"{kind} {name}", "nothing", f"a {kind} that is not in the backup")
+
+
+def _named(what: str, expected: dict[str, str], found: dict[str, str]) -> Iterator[Difference]:
+    for name in sorted(expected.keys() | found.keys()):
+        yield from _one(f"{what} {name}", expected.get(name, "nothing"), found.get(name, "nothing"))
+
+
+def _one(name: str, expected: str, found: str) -> Iterator[Difference]:
+    if expected != found:
+        yield Difference(name, expected, found)
 
 
 def require_equal(expected: Truth, found: Truth) -> None:
     """Raises TruthMismatch naming the first ten differences."""
-    lines = differences(expected, found)
+    lines = [str(one) for one in differences(expected, found)]
     if lines:
         more = f" (and {len(lines) - 10} more)" if len(lines) > 10 else ""
         raise TruthMismatch(

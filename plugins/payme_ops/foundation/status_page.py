@@ -1,9 +1,13 @@
-"""PayMe's public status page, in Statuspage's incidents API. Raises Unavailable, ServiceRefused."""
+"""PayMe's public status page, in Statuspage's incidents API; what is posted is scrubbed.
+
+Raises Unavailable, ServiceRefused.
+"""
 
 from dataclasses import dataclass, field
 
 from payme_ops.foundation import http
 from payme_ops.foundation.errors import ServiceRefused
+from payme_ops.foundation.scrub import scrub_all
 
 _SERVICE = "the status page"
 
@@ -33,7 +37,11 @@ def update_incident(page: StatusPage, incident: str, *, status: str, body: str) 
 
 def _call(page: StatusPage, method: str, path: str, incident: dict[str, str]) -> dict[str, object]:
     return http.expect(
-        _SERVICE, method, f"{_url(page)}{path}", authorization=f"OAuth {page.key}", body={"incident": incident}
+        _SERVICE,
+        method,
+        f"{_url(page)}{path}",
+        authorization=f"OAuth {page.key}",
+        body={"incident": scrub_all(incident)},
     )
 
 

@@ -47,6 +47,40 @@ def alert_failed_run(context: "Context") -> None:
     _log.info("alert %s for %s: %s", alert.key, alert.occurrence, outcome)
 
 
+def inform(context: "Context", what: str, why: str, todo: str) -> None:
+    """Tell the on-call channel something of a run that is no failure; all of one DAG's is one thread.
+
+    Told once for one run and `what`. Like an alert it is written first, and never stops the task.
+    """
+    from payme_ops.foundation.alert import Alert, Severity, raise_alert
+    from payme_ops.foundation.settings import AlertSettings
+
+    dag_id, page, link = _pages(context)
+    alert = Alert(
+        key=f"run_says:{dag_id}",
+        occurrence=f"{_occurrence(context)}/{what}",
+        severity=Severity.WARNING,
+        what=what,
+        why=why,
+        since=utc_now(),
+        next=todo,
+        owner=_setting("PAYME_OPS__ALERT__OWNER", AlertSettings().owner),
+        runbook=page,
+        link=link,
+    )
+    outcome = raise_alert(_or_none(_ops_database), alert, _or_none(_slack))
+    _log.info("alert %s for %s: %s", alert.key, alert.occurrence, outcome)
+
+
+def _pages(context: "Context") -> tuple[str, str, str]:
+    """The DAG, its page (Airflow shows the runbook there as its documentation), and the run's."""
+    from airflow.sdk.configuration import conf
+
+    dag_id = _dag_id(context)
+    page = f"{conf.get('api', 'base_url', fallback='http://localhost:8080').rstrip('/')}/dags/{dag_id}"
+    return dag_id, page, f"{page}/runs/{quote(context['run_id'], safe='')}"
+
+
 def _or_none(find: Callable[[], _Found]) -> _Found | None:
     """What cannot be found out must not keep the rest from being told."""
     try:
@@ -78,14 +112,11 @@ def _setting(variable: str, default: str) -> str:
 
 
 def _alert(context: "Context") -> "Alert":
-    from airflow.sdk.configuration import conf
-
     from payme_ops.foundation.alert import Alert, Severity
     from payme_ops.foundation.settings import AlertSettings
 
-    dag_id, run_id, task = _dag_id(context), context["run_id"], context.get("ti")
-    error = _error(context)
-    page = f"{conf.get('api', 'base_url', fallback='http://localhost:8080').rstrip('/')}/dags/{dag_id}"
+    task, error = context.get("ti"), _error(context)
+    dag_id, page, link = _pages(context)
     return Alert(
         key=f"run_failed:{dag_id}",
         occurrence=_occurrence(context),
@@ -95,8 +126,8 @@ def _alert(context: "Context") -> "Alert":
         since=_failed_at(task),
         next=_next(dag_id, getattr(error, "remedy", "")),
         owner=_setting("PAYME_OPS__ALERT__OWNER", AlertSettings().owner),
-        runbook=page,  # Airflow shows the runbook there as the DAG's documentation
-        link=f"{page}/runs/{quote(run_id, safe='')}",
+        runbook=page,
+        link=link,
     )
 
 

@@ -7,13 +7,17 @@ profiles (payme_ops.cli).
 from typing import TYPE_CHECKING
 
 from airflow.sdk import Connection
+from airflow.sdk.exceptions import AirflowNotFoundException
 from psycopg.conninfo import make_conninfo
 
 from payme_ops.foundation.errors import SettingsError
 
 if TYPE_CHECKING:
     from payme_ops.backup.catalogue import Stores
+    from payme_ops.foundation.mail import MailServer
+    from payme_ops.foundation.payme_api import PaymeApi
     from payme_ops.foundation.settings import BackupSettings
+    from payme_ops.foundation.status_page import StatusPage
 
 # What libpq understands of an Airflow connection's extra field.
 _LIBPQ_EXTRAS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_attrs")
@@ -53,3 +57,57 @@ def stores(conn_id: str, backup: "BackupSettings") -> "Stores":
         return Bucket(hook.get_conn(), name)
 
     return Stores(bucket(backup.bucket, backup.region), bucket(backup.copy_bucket, backup.copy_region))
+
+
+def payme_api() -> "PaymeApi | None":
+    """The PayMe API (docs/payme-api-contract.md); None where the connection payme_api is not there."""
+    from payme_ops.foundation.payme_api import PaymeApi
+
+    found = _optional("payme_api")
+    return PaymeApi(_url(found), found.password or "") if found else None
+
+
+def status_page() -> "StatusPage | None":
+    """The public status page; None where the connection payme_status_page is not there."""
+    from payme_ops.foundation.status_page import StatusPage
+
+    found = _optional("payme_status_page")
+    return StatusPage(_url(found), found.extra_dejson.get("page_id", ""), found.password or "") if found else None
+
+
+def mail_server() -> "MailServer | None":
+    """The mail server; None where the connection payme_smtp is not there. Extras as of Airflow's SMTP connection."""
+    from payme_ops.foundation.mail import MailServer
+
+    found = _optional("payme_smtp")
+    if found is None:
+        return None
+    extra = found.extra_dejson
+    return MailServer(
+        host=found.host or "",
+        port=found.port or 587,
+        sender=extra.get("from_email") or found.login or "",
+        login=found.login or "",
+        password=found.password or "",
+        tls=not extra.get("disable_tls", False),
+    )
+
+
+def _optional(conn_id: str) -> Connection | None:
+    try:
+        found: Connection = Connection.get(conn_id)
+    except AirflowNotFoundException:
+        return None
+    return found
+
+
+def _url(connection: Connection) -> str:
+    host = (connection.host or "").rstrip("/")
+    if not host.startswith(("https://", "http://")):
+        raise SettingsError(
+            f"connection {connection.conn_id} cannot be used",
+            expected="a host that is a base URL, for example https://api.example.com",
+            found="no URL" if host else "no host",
+            remedy="correct it in the secrets backend or the environment (docs/first-run.md)",
+        )
+    return host

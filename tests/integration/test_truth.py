@@ -10,7 +10,16 @@ import pytest
 from psycopg import sql
 
 from payme_ops.backup import restore, truth
-from payme_ops.backup.manifest import Extension, LargeObjects, RelationTruth, SequenceTruth, Truth
+from payme_ops.backup.manifest import (
+    Definition,
+    Extension,
+    Grant,
+    LargeObjects,
+    RelationTruth,
+    Role,
+    SequenceTruth,
+    Truth,
+)
 from payme_ops.foundation.errors import TruthMismatch
 from sandbox.postgres import Cluster
 from tests.support.installation import quiet
@@ -469,7 +478,7 @@ PGCRYPTO = Extension(name="pgcrypto", version="1.3", schema_name="public")
         (
             the_truth(table()),
             the_truth(table(content_hash="8")),
-            "public.users: expected 3 rows with content hash 9, found the same number",
+            "expected 3 rows with content hash 9, found the same number",
         ),
         (the_truth(table()), the_truth(table(rows=None, content_hash=None)), "public.users: expected 3 rows"),
         (the_truth(sequences=[sequence(5)]), the_truth(), "sequence public.s: expected 5 or later, found no sequence"),

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from click.testing import Result
 from psycopg import sql
+from typer.testing import CliRunner
 
 from payme_ops.backup import loss, rollback, swap, verification
 from payme_ops.backup.manifest import Manifest
 from payme_ops.backup.rollback import RestoreDesk
 from payme_ops.backup.swap import Swapped
+from payme_ops.cli import app
 from payme_ops.foundation import payme_api
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import IntegrityError, NotFound, PaymeOpsError, SettingsError
@@ -370,3 +373,44 @@ def test_an_application_that_does_not_get_well_is_a_failure(
     assert started.verdict is Verdict.FAIL
     assert started.measured["status"] == "unhealthy"
     assert rollback.recovery_seconds(case.desk, case.run) is None
+
+
+# -- on a shell -------------------------------------------------------------------------------------------------
+
+
+def on_a_shell(case: Case, answers: str, *more: str) -> Result:
+    arguments = ["backup", "rollback", "latest", "--target", case.target, "--reason", REASON, *more]
+    return CliRunner().invoke(app, arguments, input=answers)
+
+
+@pytest.mark.usefixtures("backup")
+def test_on_a_shell_the_typed_name_swaps(case: Case) -> None:
+    before = case.users()
+    with case.installation.site.admin(case.target) as admin:
+        admin.execute("DROP TABLE users CASCADE")
+    ended = on_a_shell(case, f"no\nstopped\n{case.target}\n")
+    assert ended.exit_code == 0, ended.output
+    assert f"public.users ({before} rows)" in ended.output
+    assert "kept 7 days" in ended.output
+    assert case.users() == before
+
+
+@pytest.mark.usefixtures("backup")
+def test_on_a_shell_any_other_word_changes_nothing(case: Case) -> None:
+    with case.installation.site.admin(case.target) as admin:
+        admin.execute("DROP TABLE users CASCADE")
+    ended = on_a_shell(case, "stopped\nyes\n")
+    assert ended.exit_code == 1
+    assert "Nothing was changed" in ended.output
+    with case.installation.site.admin("postgres") as admin:
+        rows = admin.execute("SELECT datname FROM pg_database WHERE datname LIKE %s", [f"{case.target}%"]).fetchall()
+    assert rows == [(case.target,)]
+
+
+@pytest.mark.usefixtures("backup")
+def test_on_a_shell_a_killed_run_is_taken_up_by_its_name(case: Case) -> None:
+    case.prepare()
+    ended = on_a_shell(case, f"stopped\n{case.target}\n", "--run", case.run)
+    assert ended.exit_code == 0, ended.output
+    assert f"run {case.run}" in ended.output
+    assert f"holds {case.ask().backup} already" in ended.output

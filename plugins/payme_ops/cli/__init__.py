@@ -14,7 +14,7 @@ import sys
 import typer
 
 from payme_ops.backup import preflight
-from payme_ops.cli import backup, doors
+from payme_ops.cli import backup, doors, rollback
 from payme_ops.cli.backup import AsJson
 from payme_ops.cli.tables import evidence_json, evidence_table
 from payme_ops.foundation import opsdb
@@ -32,6 +32,7 @@ from payme_ops.foundation.stop import stoppable
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 ops_db_app = typer.Typer(no_args_is_help=True, help="The desk's own database.")
 app.add_typer(backup.app, name="backup")
+backup.app.command("rollback")(rollback.backup_rollback)
 app.add_typer(ops_db_app, name="ops-db")
 
 _EXIT: list[tuple[type[PaymeOpsError], int]] = [

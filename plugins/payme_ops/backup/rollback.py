@@ -83,11 +83,15 @@ def check_request(desk: RestoreDesk, run: str, *, backup: str, target: str, reas
             found=target,
             remedy="correct it, or add it to PAYME_OPS__BACKUP__RESTORE_TARGETS on the restore workers",
         )
-    started, entry = utc_now(), _usable(desk, backup.strip() or "latest")
+    before = _latest(desk, run, REQUEST)
+    asked = {"asked for": backup.strip() or "latest", "target": target, "version": version.strip()}
+    if before and asked.items() <= before.measured.items():
+        return request(desk, run)  # run again, `latest` means what it meant then
+    started, entry = utc_now(), _usable(desk, asked["asked for"])
     with connect(desk.server, application="payme_ops:rollback") as session, speaking("look at the server"):
         swap.require_power(session, target)
     found = Request(entry.key, target, reason.strip(), version.strip())
-    measured = {**asdict(found), "tier": entry.tier, "state": entry.state, "snapshot": _snapshot(entry)}
+    measured = {**asked, **asdict(found), "tier": entry.tier, "state": entry.state, "snapshot": _snapshot(entry)}
     _keep(desk, run, REQUEST, measured, started)
     return found
 
@@ -148,14 +152,15 @@ def start_application(desk: RestoreDesk, run: str, api: PaymeApi | None, *, repo
     if stopped is None:
         return None
     wanted = request(desk, run)
-    swapped = swap.done(desk.server, wanted.target, run) is not None
-    # Without the API's word about what ran, there is none about what to start.
-    version = wanted.version if swapped and wanted.version else _version(stopped, "previous" if swapped else "version")
+    restored = swapped(desk, run)
+    version = (
+        wanted.version if restored and wanted.version else _version(stopped, "previous" if restored else "version")
+    )
 
     def measure() -> Finding:
         if api is None:
             return Finding(Verdict.INCONCLUSIVE, {"version": version or "unknown"}, _start_by_hand(version))
-        started = payme_api.start(api, version or _version_now(api, previous=swapped))
+        started = payme_api.start(api, version or _version_now(api, previous=restored))
         return _await_health(api, started, report)
 
     threshold = f"healthy within {_HEALTHY_WITHIN_SECONDS:.0f} s"
@@ -257,9 +262,9 @@ def _analyze(desk: RestoreDesk, name: str) -> None:
 
 
 def discard(desk: RestoreDesk, run: str) -> None:
-    """Drop what was restored beside, unless the swap was done."""
+    """Drop what was restored beside, unless it is in place. After a swap there is none of that name."""
     wanted = request(desk, run)
-    if swap.done(desk.server, wanted.target, run) is None:
+    if not swapped(desk, run):
         _drop(desk, swap.beside_name(wanted.target, run))
 
 
@@ -269,7 +274,8 @@ def discard(desk: RestoreDesk, run: str) -> None:
 def measure_loss(desk: RestoreDesk, run: str, *, report: Report) -> Evidence:
     """What a person has to know before the swap: rows lost, tables that come or go, what a rename changes.
 
-    Cost: one count of every table of the running database. Raises NotFound before restore_beside.
+    Its verdict is INCONCLUSIVE: no machine decides it. Cost: one count of every table of the running database.
+    Raises NotFound before restore_beside.
     """
     wanted, started = request(desk, run), utc_now()
     before = _latest(desk, run, PLAN)
@@ -288,7 +294,7 @@ def measure_loss(desk: RestoreDesk, run: str, *, report: Report) -> Evidence:
         **loss.summary(tables),
         "rename": loss.renaming(desk.server, wanted.target, beside, keep_days=desk.settings.backup.keep_replaced_days),
     }
-    return _keep(desk, run, PLAN, measured, started)
+    return _keep(desk, run, PLAN, measured, started, Verdict.INCONCLUSIVE)
 
 
 # -- the swap ---------------------------------------------------------------------------------------------------
@@ -312,6 +318,12 @@ def swap_in(desk: RestoreDesk, run: str, *, report: Report) -> Swapped:
     )
     _keep(desk, run, SWAPPED, {"target": target, "replaced": done.replaced, "carried over": done.carried}, started)
     return done
+
+
+def swapped(desk: RestoreDesk, run: str) -> bool:
+    """Whether the restored database is in place: looked up, not remembered."""
+    wanted = _latest(desk, run, REQUEST)
+    return wanted is not None and swap.done(desk.server, str(wanted.measured["target"]), run) is not None
 
 
 def recovery_seconds(desk: RestoreDesk, run: str) -> int | None:
@@ -340,9 +352,16 @@ _THRESHOLD = {
 }
 
 
-def _keep(desk: RestoreDesk, run: str, item: str, measured: dict[str, Any], started: datetime) -> Evidence:
-    check = Check(item, _THRESHOLD[item], "payme_ops.backup.rollback", lambda: passed(measured))
-    found = evidence.run_check(check, actor=run)
-    found = replace(found, started=started)
+def _keep(
+    desk: RestoreDesk,
+    run: str,
+    item: str,
+    measured: dict[str, Any],
+    started: datetime,
+    verdict: Verdict = Verdict.PASS,
+) -> Evidence:
+    finding = Finding(verdict, measured)
+    check = Check(item, _THRESHOLD[item], "payme_ops.backup.rollback", lambda: finding)
+    found = replace(evidence.run_check(check, actor=run), started=started)
     evidence.record(desk.ops, run, [found])
     return found

@@ -186,7 +186,7 @@ class Api:
         return None
 
     def busy(self, dag: str) -> str | None:
-        """A ready condition: no run of the DAG is active or due. After a pause the newest missed slot is due at once."""
+        """A ready condition: no run of the DAG is active or due. After a pause a missed slot is due at once."""
         runs = self.call("GET", f"/dags/{dag}/dagRuns?state=queued&state=running&limit=1")["dag_runs"]
         if runs:
             return f"the end of {runs[0]['dag_run_id']}"

@@ -45,7 +45,7 @@ def change_content(
     with postgres.temporary_cluster(bin_dir=bin_dir) as cluster, tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "archive")
         path.write_bytes(plain(bucket, done, identity))
-        _roles(cluster, opened(bucket, done.globals, identity))
+        make_roles(cluster, opened(bucket, done.globals, identity))
         with psycopg.connect(cluster.conninfo(), autocommit=True) as admin:
             admin.execute(f"CREATE DATABASE {_DATABASE} TEMPLATE template0")
         _tool(cluster, "pg_restore", "--exit-on-error", str(path))
@@ -86,7 +86,7 @@ def plain(bucket: Bucket, done: Manifest, identity: pyrage.x25519.Identity) -> b
     return data if done.dump.compression_place == "inside" else zstd.decompress(data)
 
 
-def _roles(cluster: Cluster, script: bytes) -> None:
+def make_roles(cluster: Cluster, script: bytes) -> None:
     """The roles of the backup; what the server has already (its superuser) is no error here."""
     subprocess.run(
         [cluster.bin_dir / "psql", "--quiet", "--no-psqlrc", f"--dbname={cluster.conninfo()}"],

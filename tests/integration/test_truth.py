@@ -486,7 +486,11 @@ PGCRYPTO = Extension(name="pgcrypto", version="1.3", schema_name="public")
         (the_truth(sequences=[sequence(5)]), the_truth(sequences=[sequence(None)]), "5 or later, found never used"),
         (the_truth(sequences=[sequence(-5)]), the_truth(sequences=[sequence(None)]), "-5 or later, found never used"),
         (the_truth(sequences=[sequence(-5, -1)]), the_truth(sequences=[sequence(-4, -1)]), "-5 or later, found -4"),
-        (the_truth(extensions=[PGCRYPTO]), the_truth(), "extension pgcrypto: expected version 1.3, found nothing"),
+        (
+            the_truth(extensions=[PGCRYPTO]),
+            the_truth(),
+            "expected version 1.3 in schema public, found nothing",
+        ),
         (the_truth(large=2), the_truth(large=1), "large objects: expected 2"),
         (the_truth(), the_truth(sequences=[sequence(5)]), "sequence public.s: expected nothing"),
         (defined("a"), defined(None), "index public.i: expected a index, found nothing"),

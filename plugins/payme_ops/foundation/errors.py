@@ -21,7 +21,8 @@ PaymeOpsError
     ├── Untrusted              unsigned, or signed by an unknown key
     ├── ManifestInvalid        not a manifest, or one of a newer version
     ├── RecordInvalid          not a record, or one of a newer version
-    └── TruthMismatch          restored rows or content differ from the manifest
+    ├── TruthMismatch          restored rows or content differ from the manifest
+    └── Refuted                a restore test found that the backup is not what it should be
 """
 
 from payme_ops.foundation.scrub import scrub
@@ -141,3 +142,7 @@ class RecordInvalid(IntegrityError):
 
 class TruthMismatch(IntegrityError):
     """A restored database differs from the truth in the manifest."""
+
+
+class Refuted(IntegrityError):
+    """A restore test found that the backup is not what it should be."""

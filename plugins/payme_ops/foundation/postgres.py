@@ -176,7 +176,9 @@ def client_tool(name: str, major: int, client_dirs: list[str]) -> Path:
 
 def tool_failure(tool: str, code: int, stderr: str) -> DatabaseUnavailable | DumpFailed:
     """The error for a client tool that ended with `code`; lost connections are worth another try."""
-    lines = [scrub(line.strip()) for line in stderr.splitlines() if line.strip()]
+    # Only the tool's own lines: DETAIL, CONTEXT and the statement that follow one hold rows.
+    own = [line for line in stderr.splitlines() if line.startswith(f"{tool}: ")]
+    lines = [scrub(line.strip()) for line in own or stderr.splitlines() if line.strip()]
     said = " / ".join(lines[:3])[:400] or "nothing"
     if any(sign in stderr for sign in _CONNECTION_LOST):
         return DatabaseUnavailable(

@@ -1,0 +1,408 @@
+"""The restore test: a backup is restored into a throw-away server and compared with the truth of its own snapshot.
+
+What it finds about the backup becomes a record, VERIFIED or REFUTED. Our own trouble (no room, no server, S3 away, an
+identity that is not this backup's) raises and says nothing about the backup.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pyrage
+from psycopg import sql
+
+from payme_ops import __version__
+from payme_ops.backup import restore, scratch, truth, verification
+from payme_ops.backup.listing import count_entries
+from payme_ops.backup.manifest import Manifest, SealedObject, Server
+from payme_ops.backup.seal import unseal
+from payme_ops.backup.store import checked
+from payme_ops.backup.truth import Difference
+from payme_ops.backup.verification import Outcome
+from payme_ops.foundation import evidence
+from payme_ops.foundation.clock import show, utc_now
+from payme_ops.foundation.errors import (
+    DatabaseError,
+    DumpFailed,
+    IntegrityError,
+    NotFound,
+    PaymeOpsError,
+    SettingsError,
+)
+from payme_ops.foundation.evidence import Evidence, Verdict
+from payme_ops.foundation.objectstore import Bucket
+from payme_ops.foundation.postgres import client_tool, connect, speaking, with_database
+from payme_ops.foundation.progress import Progress, Report
+from payme_ops.foundation.record import Record
+from payme_ops.foundation.scrub import scrub_all
+from payme_ops.foundation.settings import Settings
+from payme_ops.foundation.sql import SQL_DIR, load
+
+CHECKS = SQL_DIR / "restore_checks"
+# A restored database with its indexes and the server's own files, to the size of the source's.
+_ROOM = 1.3
+_MOST_DIFFERENCES = 50
+# From PostgreSQL 16 on only a server's first superuser may grant in another's name; here that is none of the source's.
+_GRANTOR = re.compile(r' GRANTED BY (?:"(?:[^"]|"")*"|\S+)\Z')
+_HEADER = re.compile(r"^-- (rule|needs|means): (.*)$")
+# What pg_restore says when the worker, not the archive, is in trouble.
+_OUR_TROUBLE = re.compile(
+    r"signal \d+|No space left|out of memory|could not extend|SQLSTATE 53|too many (open files|clients)"
+)
+
+
+class _Refuted(Exception):
+    """The backup failed in a way that leaves nothing to compare; the evidence is recorded."""
+
+
+@dataclass
+class _Test:
+    """One run: what it works with, and what it has found."""
+
+    bucket: Bucket
+    manifest: Manifest
+    identity: pyrage.x25519.Identity
+    settings: Settings
+    actor: str
+    report: Report
+    found: list[Evidence] = field(default_factory=list)
+    milliseconds: dict[str, int] = field(default_factory=dict)
+
+    def note(
+        self, item: str, verdict: Verdict, measured: Any, threshold: str, started: datetime, remedy: str = ""
+    ) -> None:
+        """Record one item."""
+        measured = scrub_all(measured)
+        self.found.append(
+            Evidence(
+                item=item,
+                verdict=verdict,
+                measured=measured,
+                threshold=threshold,
+                actor=self.actor,
+                started=started,
+                ended=utc_now(),
+                source=self.manifest.key,
+                sha256=evidence.digest(measured),
+                remedy=remedy,
+            )
+        )
+
+    @contextmanager
+    def stage(self, name: str, threshold: str) -> Iterator[None]:
+        """Time a stage; what is wrong with the backup in it is recorded and ends the test."""
+        started, clock = utc_now(), time.monotonic()
+        self.report(f"restore test: {name}")
+        try:
+            yield
+        except (IntegrityError, DumpFailed, _Missing) as error:
+            if isinstance(error, DumpFailed) and _OUR_TROUBLE.search(error.found):
+                raise
+            measured = {"error": error.what, "expected": error.expected, "found": error.found}
+            self.note(name, Verdict.FAIL, measured, threshold, started, error.remedy)
+            raise _Refuted from None
+        finally:
+            self.milliseconds[name] = round((time.monotonic() - clock) * 1000)
+        self.note(name, Verdict.PASS, {"milliseconds": self.milliseconds[name]}, threshold, started)
+
+
+class _Missing(PaymeOpsError):
+    """An object that the manifest names is not there."""
+
+
+def run(
+    bucket: Bucket,
+    manifest: Manifest,
+    identity: pyrage.x25519.Identity,
+    settings: Settings,
+    run: str,
+    *,
+    given_host: str | None = None,
+    report: Report,
+) -> Record:
+    """Restore the backup and compare everything; the record is not yet stored (`verification.write`).
+
+    `given_host` is the conninfo of a server to restore on; without it a throw-away one is made below the scratch
+    folder. Raises Unavailable, SettingsError and whatever else is not the backup's fault; always cleans up.
+    """
+    started, clock = utc_now(), time.monotonic()
+    test = _Test(bucket, manifest, identity, settings, run, report)
+    _require_our_key(manifest, identity)
+    room = restore.archive_bytes(manifest) + round(manifest.server.size_bytes * _ROOM)
+    with scratch.folder(settings.backup.scratch_dir, needed_bytes=room, report=report) as place, ExitStack() as stack:
+        server = given_host or stack.enter_context(
+            scratch.server(place, manifest.server.major, settings.postgres.client_dirs)
+        )
+        _refuse_the_source(server, manifest)
+        test.milliseconds["server"] = round((time.monotonic() - clock) * 1000)
+        try:
+            _restore_and_compare(test, place, server, own=given_host is None)
+        except _Refuted:
+            report("restore test: the backup cannot be restored")
+    refuted = any(item.verdict is Verdict.FAIL for item in test.found)
+    return Record(
+        kind=verification.KIND,
+        subject=manifest.key,
+        run=run,
+        actor=f"payme-ops {__version__}",
+        verdict=Outcome.REFUTED if refuted else Outcome.VERIFIED,
+        started=started,
+        ended=utc_now(),
+        facts={
+            **verification.binding(manifest),
+            "snapshot": show(manifest.snapshot_at),
+            "rto_milliseconds": round((time.monotonic() - clock) * 1000),
+            "milliseconds": test.milliseconds,
+            "rows": manifest.truth.rows,
+            "relations": len(manifest.truth.relations),
+            "definitions": len(manifest.truth.definitions),
+            "server": f"PostgreSQL {manifest.server.major}, {'given' if given_host else 'throw-away'}",
+        },
+        evidence=tuple(test.found),
+    )
+
+
+def _require_our_key(manifest: Manifest, identity: pyrage.x25519.Identity) -> None:
+    """Before anything is judged: a worker with another backup's key would refute a good one."""
+    mine = str(identity.to_public())
+    if mine not in manifest.sealing.recipients.values():
+        raise SettingsError(
+            "this worker's identity does not open this backup",
+            expected=", ".join(f"{who} {key[:12]}…" for who, key in sorted(manifest.sealing.recipients.items())),
+            found=f"{mine[:12]}…",
+            remedy="use the identity of that time (docs/keys.md, 'Rotate a recipient')",
+        )
+
+
+def _refuse_the_source(server: str, manifest: Manifest) -> None:
+    """Never on the server that was backed up, whatever a connection says."""
+    with connect(server, application="payme_ops:restore_test") as connection, speaking("look at the restore host"):
+        row = connection.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone()
+    if row and row[0] == manifest.server.system_identifier:
+        raise SettingsError(
+            "the restore host is the server that was backed up",
+            expected="another PostgreSQL cluster",
+            found=f"the same system identifier, {row[0]}",
+            remedy="correct the connection that PAYME_OPS__BACKUP__RESTORE_TEST_SERVICE names, or leave it empty",
+        )
+
+
+def _restore_and_compare(test: _Test, place: Path, server: str, *, own: bool) -> None:
+    manifest, dirs = test.manifest, test.settings.postgres.client_dirs
+    name = f"restore_test_{manifest.prefix.split('/')[3].lower()}"
+    with test.stage("archive", "length and SHA-256 of the manifest, and bytes that this identity opens"), _present():
+        archive = restore.open_archive(test.bucket, manifest, test.identity, place, report=test.report)
+        _note_listing(test, archive)
+    with test.stage("globals", "length and SHA-256 of the manifest, and roles that can be made"), _present():
+        script = _open_globals(test)
+        if own:
+            _make_roles(script, server)
+    with connect(server, application="payme_ops:restore_test") as admin, _dropped(admin, name):
+        with test.stage("database", "its owner and its locale are there"):
+            _create(admin, name, manifest.server, own=own)
+        target = with_database(server, name)
+        with test.stage("restore", "pg_restore ends without an error"):
+            jobs = _cores()
+            restore.fill(archive, manifest.server.major, target, dirs, jobs=jobs, report=test.report)
+        archive.unlink()
+        with test.stage("compare", "everything that the manifest holds was measured"):
+            differences = _compare(test, target, own=own)
+        _note_differences(test, differences, own=own)
+        for check in invariants():
+            _note_invariant(test, check, target)
+
+
+@contextmanager
+def _present() -> Iterator[None]:
+    """A named object that is not there is the backup's fault; a bucket that is not there is ours."""
+    try:
+        yield
+    except NotFound as error:
+        if "NoSuchKey" not in error.found:
+            raise
+        raise _Missing(
+            "an object of the backup is missing", expected="every object of the manifest", found=error.what
+        ) from None
+
+
+def _note_listing(test: _Test, archive: Path) -> None:
+    started = utc_now()
+    tool = client_tool("pg_restore", test.manifest.server.major, test.settings.postgres.client_dirs)
+    counted = count_entries(restore.run_tool([tool, "--list", archive], {}).decode(errors="replace"))
+    wanted = test.manifest.dump.listing
+    wrong = {
+        kind: f"expected {wanted.get(kind, 0)}, found {counted.get(kind, 0)}"
+        for kind in sorted(wanted.keys() | counted.keys())
+        if wanted.get(kind, 0) != counted.get(kind, 0)
+    }
+    test.note(
+        "contents",
+        Verdict.FAIL if wrong else Verdict.PASS,
+        wrong or {"entries": sum(counted.values())},
+        "the archive's own table of contents, as counted when it was made",
+        started,
+        "find out who replaced the archive; see below what it lacks" if wrong else "",
+    )
+
+
+def _open_globals(test: _Test) -> bytes:
+    stored: SealedObject = test.manifest.globals
+    progress = Progress("globals", total=stored.size_bytes, report=lambda _: None)
+    chunks = list(checked(test.bucket, stored, progress))
+    kept: list[bytes] = []
+    unseal(iter(chunks), _Kept(kept.append), test.identity)
+    return b"".join(kept)
+
+
+@dataclass
+class _Kept:
+    keep: Callable[[bytes], None]
+
+    def write(self, data: bytes) -> int:
+        """Keep it."""
+        self.keep(data)
+        return len(data)
+
+
+def _make_roles(script: bytes, server: str) -> None:
+    """Run the statements of pg_dumpall one by one; what cannot be made here (a tablespace) does not stop the rest, and
+    roles are compared later. Not by psql: a line of it that begins with a backslash could run a program as us."""
+    text = "".join(line for line in script.decode().splitlines(keepends=True) if not line.startswith("\\"))
+    with connect(server, application="payme_ops:restore_test") as connection:
+        for statement in text.split(";\n"):
+            with suppress(psycopg.DatabaseError):
+                connection.execute(_GRANTOR.sub("", statement).encode())
+
+
+@contextmanager
+def _dropped(admin: psycopg.Connection, name: str) -> Iterator[None]:
+    """Without that database before the block (a killed run may have left it on a given host) and after it."""
+    drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+    with speaking(f"drop database {name}"):
+        admin.execute(drop)
+    try:
+        yield
+    finally:
+        with speaking(f"drop database {name}"):
+            admin.execute(drop)
+
+
+def _create(admin: psycopg.Connection, name: str, source: Server, *, own: bool) -> None:
+    try:
+        restore.create(admin, name, source)
+    except NotFound as error:
+        if not own:  # a given host has roles of its own, and may lack this one
+            raise
+        raise _Missing(
+            "the database has no owner", expected=f"role {source.owner} in the globals", found=error.what
+        ) from None
+
+
+def _compare(test: _Test, target: str, *, own: bool) -> list[Difference]:
+    measured = restore.measure(target, report=test.report)
+    found = truth.differences(test.manifest.truth, measured)
+    if own:
+        found += truth.access_differences(test.manifest.truth, measured, ignore=frozenset({scratch.SUPERUSER}))
+    return found
+
+
+def _note_differences(test: _Test, differences: list[Difference], *, own: bool) -> None:
+    now, expected = utc_now(), test.manifest.truth
+    threshold = "as in the dump's own snapshot"
+    for one in differences[:_MOST_DIFFERENCES]:
+        remedy = "do not use this backup; look at who wrote it and take a fresh one"
+        test.note(one.name, Verdict.FAIL, {"expected": one.expected, "found": one.found}, threshold, now, remedy)
+    if len(differences) > _MOST_DIFFERENCES:
+        test.note("more differences", Verdict.FAIL, {"count": len(differences) - _MOST_DIFFERENCES}, "none", now)
+    if not differences:
+        measured = {
+            "relations": len(expected.relations),
+            "rows": expected.rows,
+            "definitions": len(expected.definitions),
+            "sequences": len(expected.sequences),
+            "extensions": len(expected.extensions),
+            "large_objects": expected.large_objects.count,
+        }
+        test.note("rows, content and definitions", Verdict.PASS, measured, threshold, now)
+    if own and not differences:
+        access = {"roles": len(expected.roles), "grants": len(expected.grants)}
+        test.note("roles and grants", Verdict.PASS, access, threshold, now)
+    if not own:
+        test.note(
+            "roles and grants",
+            Verdict.BYPASSED,
+            "a given host has roles of its own",
+            threshold,
+            now,
+            "run a test without PAYME_OPS__BACKUP__RESTORE_TEST_SERVICE to compare them",
+        )
+
+
+@dataclass(frozen=True)
+class Invariant:
+    """One file of include/sql/restore_checks: a rule, the tables it needs, and what a failure means."""
+
+    name: str
+    rule: str
+    needs: list[str]
+    means: str
+
+
+def invariants() -> list[Invariant]:
+    """Every file of include/sql/restore_checks. Raises SettingsError for one without its three header lines."""
+    return [_invariant(path) for path in sorted(CHECKS.glob("*.sql"))]
+
+
+def _invariant(path: Path) -> Invariant:
+    values: dict[str, str] = {}
+    last = ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if match := _HEADER.match(line):
+            last = match[1]
+            values[last] = match[2]
+        elif line.startswith("--") and last:
+            values[last] += " " + line.removeprefix("--").strip()
+        else:
+            break
+    missing = {"rule", "needs", "means"} - values.keys()
+    if missing:
+        raise SettingsError(
+            f"{path.name} has no whole header",
+            expected="lines that begin -- rule:, -- needs: and -- means:",
+            found=f"no {', '.join(sorted(missing))}",
+            remedy="write them as the other files of include/sql/restore_checks have them",
+        )
+    needs = [name.strip() for name in values["needs"].split(",")]
+    return Invariant(path.stem, values["rule"], needs, values["means"])
+
+
+def _note_invariant(test: _Test, check: Invariant, target: str) -> None:
+    started = utc_now()
+    tables = {relation.qualified for relation in test.manifest.truth.relations}
+    if absent := [name for name in check.needs if name not in tables]:
+        test.note(check.name, Verdict.BYPASSED, f"not in this database: {', '.join(absent)}", check.rule, started)
+        return
+    try:
+        with connect(target, application="payme_ops:restore_test") as session, speaking(f"check {check.name}"):
+            row = session.execute(load(f"restore_checks/{check.name}.sql")).fetchone()
+    except DatabaseError as error:
+        test.note(
+            check.name, Verdict.FAIL, {"error": error.what, "found": error.found}, check.rule, started, check.means
+        )
+        return
+    violations = row[0] if row else None
+    verdict = Verdict.PASS if violations == 0 else Verdict.FAIL
+    test.note(
+        check.name, verdict, {"violations": violations}, check.rule, started, "" if violations == 0 else check.means
+    )
+
+
+def _cores() -> int:
+    return max(2, min(os.cpu_count() or 2, 8))

@@ -1,0 +1,200 @@
+"""The restore test: what it accepts, what it refutes and names, and what it does not blame on the backup."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pyrage
+import pytest
+
+from payme_ops.backup import catalogue, restore, restore_test, scratch
+from payme_ops.backup.manifest import Manifest
+from payme_ops.backup.restore_test import CHECKS, invariants
+from payme_ops.backup.verification import Outcome
+from payme_ops.foundation import settings, signing
+from payme_ops.foundation.errors import SettingsError, Unavailable
+from payme_ops.foundation.evidence import Verdict
+from payme_ops.foundation.record import Record
+from sandbox import forgery
+from tests.support.installation import Installation, quiet
+from tests.support.waiting import eventually
+
+
+def judge(installation: Installation, done: Manifest, given_host: str | None = None) -> Record:
+    config = settings.load()
+    return restore_test.run(
+        installation.store,
+        done,
+        restore.load_identity(config.backup.identity_file),
+        config,
+        "test",
+        given_host=given_host,
+        report=quiet,
+    )
+
+
+def scratch_dir(installation: Installation) -> Path:
+    return installation.desk.settings.backup.scratch_dir
+
+
+def forged(installation: Installation, done: Manifest, change: Callable[[psycopg.Connection], object]) -> Manifest:
+    backup = installation.desk.settings.backup
+    return forgery.change_content(
+        installation.store,
+        done,
+        change,
+        identity=restore.load_identity(backup.identity_file),
+        signing_key=signing.load_private_key(backup.signing_key_file),
+        bin_dir=installation.site.cluster.bin_dir,
+    )
+
+
+def test_a_good_backup_is_verified_and_everything_in_it_was_compared(each_installation: Installation) -> None:
+    done = each_installation.back_up()
+    found = judge(each_installation, done)
+    assert [item for item in found.evidence if item.verdict is not Verdict.PASS] == []
+    assert found.verdict == Outcome.VERIFIED
+    names = {item.item for item in found.evidence}
+    assert {"archive", "contents", "globals", "restore", "rows, content and definitions", "roles and grants"} <= names
+    assert {check.name for check in invariants()} <= names
+    compared = next(item for item in found.evidence if item.item.startswith("rows"))
+    assert compared.measured["rows"] == done.truth.rows > 0
+    assert compared.measured["definitions"] > 100
+    assert found.facts["rto_milliseconds"] > 0
+    assert list(scratch_dir(each_installation).iterdir()) == []
+    assert each_installation.sessions() == []
+
+
+def test_a_changed_cell_is_named_although_everything_was_signed_again(installation: Installation) -> None:
+    done = installation.back_up()
+    wrong = forged(installation, done, lambda c: c.execute("UPDATE merchants SET commission = 0 WHERE id = 1"))
+    assert catalogue.find(installation.catalogue, "latest").manifest == wrong
+    found = judge(installation, wrong)
+    assert found.verdict == Outcome.REFUTED
+    (item,) = [item for item in found.evidence if item.verdict is Verdict.FAIL]
+    assert item.item == "table public.merchants"
+    assert "content hash" in item.measured["expected"]
+    assert list(scratch_dir(installation).iterdir()) == []
+
+
+def test_another_identity_is_our_trouble_and_refutes_nothing(installation: Installation) -> None:
+    done = installation.back_up()
+    identity = pyrage.x25519.Identity.generate()
+    with pytest.raises(SettingsError, match="does not open this backup"):
+        restore_test.run(installation.store, done, identity, settings.load(), "test", report=quiet)
+
+
+def test_no_room_is_our_trouble(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = installation.back_up()
+    monkeypatch.setattr(scratch.shutil, "disk_usage", lambda _: _Usage(1000))
+    with pytest.raises(Unavailable, match="not enough room"):
+        judge(installation, done)
+
+
+class _Usage:
+    def __init__(self, free: int) -> None:
+        self.free = free
+
+
+def test_never_on_the_server_that_was_backed_up(installation: Installation) -> None:
+    done = installation.back_up()
+    with pytest.raises(SettingsError, match="the server that was backed up"):
+        judge(installation, done, given_host=installation.site.cluster.conninfo())
+
+
+def test_a_given_host_gets_a_database_that_goes_away(installation: Installation) -> None:
+    done = installation.back_up()
+    identity = restore.load_identity(installation.desk.settings.backup.identity_file)
+    from sandbox import postgres
+
+    with postgres.temporary_cluster(bin_dir=installation.site.cluster.bin_dir) as host:
+        forgery.make_roles(host, forgery.opened(installation.store, done.globals, identity))
+        found = judge(installation, done, given_host=host.conninfo())
+        assert found.verdict == Outcome.VERIFIED
+        assert [item.item for item in found.evidence if item.verdict is Verdict.BYPASSED] == ["roles and grants"]
+        with psycopg.connect(host.conninfo()) as connection:
+            rows = connection.execute("SELECT datname FROM pg_database WHERE datname LIKE 'restore_test%'").fetchall()
+        assert rows == []
+
+
+@pytest.mark.usefixtures("installation")
+def test_the_server_listens_nowhere_and_runs_without_our_power_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAYME_OPS_TEST_CANARY", "secret")
+    config = settings.load()
+    with (
+        scratch.folder(config.backup.scratch_dir, needed_bytes=0, report=quiet) as place,
+        scratch.server(place, 17, config.postgres.client_dirs) as conninfo,
+        psycopg.connect(conninfo, autocommit=True) as connection,
+    ):
+        row = connection.execute("SELECT pg_backend_pid(), current_setting('listen_addresses')").fetchone()
+        assert row is not None
+        assert row[1] == ""
+        environment = Path(f"/proc/{row[0]}/environ").read_bytes()
+        assert b"CANARY" not in environment
+        status = Path(f"/proc/{row[0]}/status").read_text()
+        assert os.geteuid() != 0 or "Uid:\t0" not in status
+        if os.geteuid() == 0:
+            with pytest.raises(psycopg.Error, match="Permission denied"):
+                connection.execute("SELECT pg_read_file(%s)", [str(config.backup.identity_file)])
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(installation: Installation) -> None:
+    done = installation.back_up()
+    running = installation.start("backup", "restore-test", done.prefix.split("/")[3])
+    folder = scratch_dir(installation)
+    eventually(lambda: list(folder.glob("*/server/data/postmaster.pid")), "the throw-away server")
+    (left,) = folder.iterdir()
+    running.kill()
+    said: list[str] = []
+    with scratch.folder(folder, needed_bytes=0, report=said.append):
+        assert not left.exists()
+    assert any(left.name in line for line in said)
+    eventually(lambda: not running.living(), "the end of the killed run's processes")
+
+
+def test_a_living_runs_folder_is_left_alone(installation: Installation) -> None:
+    folder = scratch_dir(installation)
+    with scratch.folder(folder, needed_bytes=0, report=quiet) as first:
+        with scratch.folder(folder, needed_bytes=0, report=quiet) as second:
+            assert first.exists()
+            assert first != second
+        assert first.exists()
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("check", invariants(), ids=lambda check: check.name)
+def test_every_invariant_can_fail(installation: Installation, check: restore_test.Invariant) -> None:
+    """On the restored copy of PayMe's database with a violation planted; its header says what that means."""
+    plant = {
+        "ledger_balance": "DELETE FROM ledger.entries WHERE transaction_id = (SELECT min(transaction_id)"
+        " FROM ledger.entries) AND amount > 0",
+        "unique_receipts": "ALTER TABLE mpesa_receipts DROP CONSTRAINT mpesa_receipts_pkey;"
+        " ALTER TABLE mpesa_receipts DROP CONSTRAINT mpesa_receipts_transaction_id_key;"
+        " INSERT INTO mpesa_receipts SELECT * FROM mpesa_receipts LIMIT 1",
+        "no_orphans": "ALTER TABLE transactions DROP CONSTRAINT transactions_merchant_id_fkey;"
+        " ALTER TABLE statements DROP CONSTRAINT statements_merchant_id_fkey;"
+        " ALTER TABLE ledger.accounts DROP CONSTRAINT accounts_merchant_id_fkey; DELETE FROM merchants WHERE id = 1",
+        "ids_ahead": "SELECT setval(pg_get_serial_sequence('users', 'id'), 1)",
+    }[check.name]
+    assert check.means
+    done = installation.back_up()
+    wrong = forged(installation, done, lambda c: c.execute(plant))
+    failed = {item.item: item for item in judge(installation, wrong).evidence if item.verdict is Verdict.FAIL}
+    assert check.name in failed
+    assert failed[check.name].remedy == check.means
+    assert failed[check.name].measured["violations"] > 0
+
+
+def test_adding_a_file_adds_a_check_and_one_without_a_header_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in CHECKS.glob("*.sql"):
+        (tmp_path / path.name).write_text(path.read_text())
+    (tmp_path / "added.sql").write_text("-- rule: a\n-- needs: public.b\n-- means: c\n--   d\nSELECT 0\n")
+    monkeypatch.setattr(restore_test, "CHECKS", tmp_path)
+    added = next(check for check in invariants() if check.name == "added")
+    assert (added.rule, added.needs, added.means) == ("a", ["public.b"], "c d")
+    (tmp_path / "bare.sql").write_text("-- rule: a\nSELECT 0\n")
+    with pytest.raises(SettingsError, match=r"bare\.sql has no whole header.*found no means, needs"):
+        invariants()

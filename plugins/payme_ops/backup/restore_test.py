@@ -19,7 +19,8 @@ import pyrage
 from psycopg import sql
 
 from payme_ops import __version__
-from payme_ops.backup import restore, scratch, truth, verification
+from payme_ops.backup import catalogue, restore, scratch, store, truth, verification
+from payme_ops.backup.catalogue import Catalogue, Entry
 from payme_ops.backup.listing import count_entries
 from payme_ops.backup.manifest import Manifest, SealedObject, Server
 from payme_ops.backup.seal import unseal
@@ -34,21 +35,24 @@ from payme_ops.foundation.errors import (
     IntegrityError,
     NotFound,
     PaymeOpsError,
+    Refuted,
     SettingsError,
 )
-from payme_ops.foundation.evidence import Evidence, Verdict
+from payme_ops.foundation.evidence import Evidence, Verdict, plain
 from payme_ops.foundation.objectstore import Bucket
 from payme_ops.foundation.postgres import client_tool, connect, speaking, with_database
 from payme_ops.foundation.progress import Progress, Report
 from payme_ops.foundation.record import Record
 from payme_ops.foundation.scrub import scrub_all
 from payme_ops.foundation.settings import Settings
+from payme_ops.foundation.signing import load_private_key
 from payme_ops.foundation.sql import SQL_DIR, load
 
 CHECKS = SQL_DIR / "restore_checks"
 # A restored database with its indexes and the server's own files, to the size of the source's.
 _ROOM = 1.3
 _MOST_DIFFERENCES = 50
+_FIRST = 5
 # From PostgreSQL 16 on only a server's first superuser may grant in another's name; here that is none of the source's.
 _GRANTOR = re.compile(r' GRANTED BY (?:"(?:[^"]|"")*"|\S+)\Z')
 _HEADER = re.compile(r"^-- (rule|needs|means): (.*)$")
@@ -118,6 +122,45 @@ class _Missing(PaymeOpsError):
 
 
 def run(
+    where: Catalogue,
+    entry: Entry,
+    identity: pyrage.x25519.Identity,
+    settings: Settings,
+    run: str,
+    *,
+    given_host: str | None = None,
+    report: Report,
+) -> Record:
+    """Examine a backup and store what was found beside it and its copies.
+
+    Raises what `examine` raises; AlreadyExists when it was refuted before and passed now, which a person must look at.
+    """
+    if entry.manifest is None:
+        raise IntegrityError(
+            f"{entry.key} is UNTRUSTED", found=entry.why, remedy="find out who wrote it (docs/keys.md)"
+        )
+    key = load_private_key(settings.backup.verification_key_file, "PAYME_OPS__BACKUP__VERIFICATION_KEY_FILE")
+    bucket = where.stores.of(entry.tier)
+    made = examine(bucket, entry.manifest, identity, settings, run, given_host=given_host, report=report)
+    extra = store.Placement(bucket, "STANDARD", settings.backup.kms_key_id).encryption()
+    places = catalogue.copies(where, entry.manifest)
+    return verification.write(places, made, key, where.verification_keys, **extra)
+
+
+def require_verified(found: Record) -> None:
+    """Raises Refuted naming what was wrong first: the object, expected and found."""
+    if found.verdict == Outcome.VERIFIED:
+        return
+    wrong = [item for item in found.evidence if item.verdict is Verdict.FAIL]
+    lines = "".join(f"\n  - {item.item}: {plain(item.measured)}" for item in wrong[:_FIRST])
+    more = f"\n  and {len(wrong) - _FIRST} more" if len(wrong) > _FIRST else ""
+    raise Refuted(
+        f"{found.subject} is REFUTED: {len(wrong)} thing(s) are not as in the dump's own snapshot{lines}{more}",
+        remedy="do not restore from it; docs/runbooks/backup_restore_test.md says what each means",
+    )
+
+
+def examine(
     bucket: Bucket,
     manifest: Manifest,
     identity: pyrage.x25519.Identity,

@@ -65,6 +65,8 @@ def server(certificate: Path) -> Iterator[postgres.Cluster]:
     with postgres.temporary_cluster(settings={"ssl": "on", **files}) as cluster:
         size = generate.SIZES["test"]
         generate.create(cluster.conninfo(), users=size.users, transactions=size.transactions, seed=1)
+        with psycopg.connect(cluster.conninfo("postgres"), autocommit=True) as connection:
+            connection.execute("DROP SCHEMA payme_restore CASCADE")
         with psycopg.connect(cluster.conninfo("payme"), autocommit=True) as connection:
             for role in ("payme_db_read", "payme_db_restore"):
                 connection.execute(f"DROP OWNED BY {role}")  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import pyrage
 import pytest
 
 from payme_ops.backup import preflight
-from payme_ops.foundation import lease
+from payme_ops.foundation import evidence, lease
 from payme_ops.foundation.errors import LeaseHeld, PreflightFailed, PreflightInconclusive
 from payme_ops.foundation.evidence import Evidence, Verdict
 from sandbox import s3
@@ -258,7 +258,7 @@ def test_one_thing_broken_is_red_alone(installation: Installation, what: str) ->
     with ExitStack() as stack:
         broken(installation, stack)
         found = examine(installation)
-    red = {name: preflight.plain(each.measured) for name, each in found.items() if each.verdict is not Verdict.PASS}
+    red = {name: evidence.plain(each.measured) for name, each in found.items() if each.verdict is not Verdict.PASS}
     # Without its schema the ops database cannot be asked for the lease either.
     assert set(red) == ({item, "lease"} if item == "ops_database" else {item}), red
     assert found[item].verdict is Verdict.FAIL
@@ -284,7 +284,7 @@ def test_doctor_reports_a_held_lease_and_is_not_alarmed(installation: Installati
         held(installation, stack)
         found = examine(installation, for_run=False)
     assert found["lease"].verdict is Verdict.PASS
-    assert "backup_weekly/run-9 since 20" in preflight.plain(found["lease"].measured)
+    assert "backup_weekly/run-9 since 20" in evidence.plain(found["lease"].measured)
 
 
 def test_a_missing_bucket_fails_with_the_name_to_correct(installation: Installation) -> None:

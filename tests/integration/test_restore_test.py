@@ -23,7 +23,7 @@ from tests.support.waiting import eventually
 
 def judge(installation: Installation, done: Manifest, given_host: str | None = None) -> Record:
     config = settings.load()
-    return restore_test.run(
+    return restore_test.examine(
         installation.store,
         done,
         restore.load_identity(config.backup.identity_file),
@@ -82,7 +82,7 @@ def test_another_identity_is_our_trouble_and_refutes_nothing(installation: Insta
     done = installation.back_up()
     identity = pyrage.x25519.Identity.generate()
     with pytest.raises(SettingsError, match="does not open this backup"):
-        restore_test.run(installation.store, done, identity, settings.load(), "test", report=quiet)
+        restore_test.examine(installation.store, done, identity, settings.load(), "test", report=quiet)
 
 
 def test_no_room_is_our_trouble(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,3 +198,36 @@ def test_adding_a_file_adds_a_check_and_one_without_a_header_is_refused(
     (tmp_path / "bare.sql").write_text("-- rule: a\nSELECT 0\n")
     with pytest.raises(SettingsError, match=r"bare\.sql has no whole header.*found no means, needs"):
         invariants()
+
+
+# --- on a shell -----------------------------------------------------------------------------------------------------
+
+
+def test_from_a_refuted_backup_to_a_closed_one(installation: Installation) -> None:
+    good = installation.back_up()
+    ended = installation.cli("backup", "restore-test", "latest")
+    assert ended.code == 0, ended.err
+    assert "is VERIFIED" in ended.out
+    wrong = forged(installation, installation.back_up(), lambda c: c.execute("DROP INDEX users_email_idx"))
+    ended = installation.cli("backup", "restore-test", wrong.key)
+    assert ended.code == 4
+    assert "REFUTED" in ended.err
+    assert "index public.users_email_idx" in ended.err
+    stamp = wrong.prefix.split("/")[3]
+    assert "users_email_idx" in installation.cli("backup", "report", stamp).out
+    assert "<td>index public.users_email_idx</td>" in installation.cli("backup", "report", stamp, "--html").out
+    states = {entry["key"]: entry["state"] for entry in installation.json("backup", "list")}
+    assert states == {good.key: "VERIFIED", wrong.key: "REFUTED"}
+    assert installation.cli("backup", "close", good.key, "--reason", "a good one cannot be closed").code == 1
+    assert installation.cli("backup", "close", stamp, "--reason", "short").code == 1
+    assert installation.cli("backup", "close", stamp, "--reason", "the drill of today").code == 0
+    assert {entry["state"] for entry in installation.json("backup", "list")} == {"VERIFIED", "CLOSED"}
+    assert "the drill of today" in installation.cli("backup", "report", stamp).out
+    assert installation.cli("backup", "restore-test", stamp).code != 0
+
+
+def test_a_backup_that_was_never_tested_has_no_report(installation: Installation) -> None:
+    installation.back_up()
+    ended = installation.cli("backup", "report", "latest")
+    assert ended.code == 1
+    assert "was never tested" in ended.err

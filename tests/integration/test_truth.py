@@ -493,9 +493,9 @@ PGCRYPTO = Extension(name="pgcrypto", version="1.3", schema_name="public")
         ),
         (the_truth(large=2), the_truth(large=1), "large objects: expected 2"),
         (the_truth(), the_truth(sequences=[sequence(5)]), "sequence public.s: expected nothing"),
-        (defined("a"), defined(None), "index public.i: expected a index, found nothing"),
+        (defined("a"), defined(None), "index public.i: expected one, found none"),
         (defined("a"), defined("b"), "index public.i: expected the definition of the backup, found another"),
-        (defined("a", other="c"), defined("a", other="c", third="d"), "index public.third: expected nothing"),
+        (defined("a", other="c"), defined("a", other="c", third="d"), "index public.third: expected none"),
     ],
 )
 def test_each_difference_is_named(expected: Truth, found: Truth, says: str) -> None:

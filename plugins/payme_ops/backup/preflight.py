@@ -24,7 +24,7 @@ from payme_ops.foundation.errors import (
     PreflightFailed,
     PreflightInconclusive,
 )
-from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, failed, passed, run_check
+from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, failed, passed, plain, run_check
 from payme_ops.foundation.objectstore import speaking as speaking_store
 from payme_ops.foundation.postgres import (
     NEWEST_MAJOR,
@@ -133,15 +133,6 @@ def require_passed(found: list[Evidence]) -> None:
 
 def _bind(measure: Callable[[Desk], Finding], desk: Desk) -> Callable[[], Finding]:
     return lambda: measure(desk)
-
-
-def plain(measured: object) -> str:
-    """Measured data in one line, for people."""
-    if isinstance(measured, dict):
-        return ", ".join(f"{name} {plain(value)}" for name, value in measured.items())
-    if isinstance(measured, list):
-        return "; ".join(plain(value) for value in measured)
-    return str(measured)
 
 
 @contextmanager

@@ -279,11 +279,11 @@ def _definitions(expected: Truth, found: Truth) -> Iterator[Difference]:
     for definition in expected.definitions:
         name, now = f"{definition.kind} {definition.name}", mine.pop((definition.kind, definition.name), None)
         if now is None:
-            yield Difference(name, f"a {definition.kind}", "nothing")
+            yield Difference(name, "one", "none")
         elif now != definition.sha256:
             yield Difference(name, "the definition of the backup", "another definition")
     for kind, name in mine:
-        yield Difference(f"{kind} {name}", "nothing", f"a {kind} that is not in the backup")
+        yield Difference(f"{kind} {name}", "none", "one that is not in the backup")
 
 
 def _named(what: str, expected: dict[str, str], found: dict[str, str]) -> Iterator[Difference]:

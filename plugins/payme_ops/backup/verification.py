@@ -11,9 +11,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from payme_ops.backup.manifest import Manifest
 from payme_ops.foundation import evidence, record
+from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import AlreadyExists, IntegrityError, NotFound, Untrusted
 from payme_ops.foundation.objectstore import Bucket
 from payme_ops.foundation.record import Record
+from payme_ops.foundation.scrub import scrub
 
 NAME = "verification.json"
 KIND = "restore_test"
@@ -54,7 +56,7 @@ def read(bucket: Bucket, manifest: Manifest, trusted_keys: list[str]) -> Record 
     found = record.read(body, trusted_keys, VARIABLE)
     if found.kind != KIND or found.verdict not in list(Outcome):
         raise IntegrityError("this is no verification", expected=f"kind {KIND}", found=f"{found.kind} {found.verdict}")
-    if binding(manifest).items() - found.facts.items():
+    if any(found.facts.get(name) != value for name, value in binding(manifest).items()):
         raise IntegrityError(
             "the verification belongs to another backup",
             expected=f"archive {manifest.archive.sha256}",
@@ -96,3 +98,26 @@ def _before(bucket: Bucket, manifest: Manifest, trusted_keys: list[str]) -> Reco
         return read(bucket, manifest, trusted_keys)
     except (Untrusted, IntegrityError):
         return None
+
+
+def closing(manifest: Manifest, before: Record | None, *, by: str, reason: str) -> Record:
+    """The record by which a person lets a refuted backup go; `reason` says why. Raises NotFound unless REFUTED."""
+    if before is None or before.verdict != Outcome.REFUTED:
+        raise NotFound(
+            f"{manifest.prefix} is not refuted",
+            expected=Outcome.REFUTED,
+            found=before.verdict if before else "no verification",
+            remedy="only a refuted backup can be closed",
+        )
+    now = utc_now()
+    return Record(
+        kind=KIND,
+        subject=manifest.key,
+        run=by,
+        actor=by,
+        verdict=Outcome.CLOSED,
+        started=now,
+        ended=now,
+        facts={**binding(manifest), "reason": scrub(reason)},
+        evidence=before.evidence,
+    )

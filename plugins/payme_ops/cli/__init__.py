@@ -14,7 +14,7 @@ import sys
 import typer
 
 from payme_ops.backup import preflight
-from payme_ops.cli import backup, doors, rollback
+from payme_ops.cli import backup, doors, proof, rollback
 from payme_ops.cli.backup import AsJson
 from payme_ops.cli.tables import evidence_json, evidence_table
 from payme_ops.foundation import opsdb
@@ -33,6 +33,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 ops_db_app = typer.Typer(no_args_is_help=True, help="The desk's own database.")
 app.add_typer(backup.app, name="backup")
 backup.app.command("rollback")(rollback.backup_rollback)
+backup.app.command("restore-test")(proof.backup_restore_test)
+backup.app.command("report")(proof.backup_report)
+backup.app.command("close")(proof.backup_close)
 app.add_typer(ops_db_app, name="ops-db")
 
 _EXIT: list[tuple[type[PaymeOpsError], int]] = [

@@ -2,11 +2,10 @@
 
 from rich.table import Table
 
-from payme_ops.backup import preflight
 from payme_ops.backup.catalogue import Entry, State
 from payme_ops.backup.manifest import Manifest
 from payme_ops.foundation.clock import show
-from payme_ops.foundation.evidence import Evidence, Verdict
+from payme_ops.foundation.evidence import Evidence, Verdict, plain
 from payme_ops.foundation.progress import size
 
 _VERDICT = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow", Verdict.BYPASSED: "magenta"}
@@ -92,7 +91,7 @@ def evidence_table(title: str, found: list[Evidence]) -> Table:
     for item in found:
         style = _VERDICT[item.verdict]
         table.add_row(
-            item.item, f"[{style}]{item.verdict}[/{style}]", item.threshold, preflight.plain(item.measured), item.remedy
+            item.item, f"[{style}]{item.verdict}[/{style}]", item.threshold, plain(item.measured), item.remedy
         )
     return table
 

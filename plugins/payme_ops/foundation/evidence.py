@@ -94,6 +94,15 @@ def run_check(check: Check, *, actor: str) -> Evidence:
     )
 
 
+def plain(measured: object) -> str:
+    """Measured data in one line, for people."""
+    if isinstance(measured, dict):
+        return ", ".join(f"{name} {plain(value)}" for name, value in measured.items())
+    if isinstance(measured, list | tuple):
+        return "; ".join(plain(value) for value in measured)
+    return "none" if measured is None else str(measured)
+
+
 def canonical(value: Any) -> bytes:
     """Canonical JSON: sorted keys, no spaces, UTF-8, no NaN. The bytes that digests and signatures are made of."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

@@ -5,7 +5,6 @@ Restore tests, migrations and releases leave records of this one shape, with one
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -17,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from payme_ops.foundation import evidence, signing
 from payme_ops.foundation.clock import show
 from payme_ops.foundation.errors import RecordInvalid
-from payme_ops.foundation.evidence import Evidence
+from payme_ops.foundation.evidence import Evidence, plain
 
 _FORMAT, VERSION = "payme-ops/record", 1
 
@@ -96,17 +95,9 @@ def read(body: bytes, trusted_keys: list[str], variable: str) -> Record:
     return parse(signing.verify(data, trusted_keys, variable))
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items())
-    if isinstance(value, list | tuple):
-        return "; ".join(_plain(inner) for inner in value)
-    return "" if value is None else str(value)
-
-
 def _cell(value: Any) -> str:
     """Text in a Markdown table: nothing in it ends the cell or becomes markup of its own."""
-    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", _plain(value).replace("\n", " "))
+    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", plain(value).replace("\n", " "))
 
 
 _MARKDOWN = """\
@@ -155,7 +146,7 @@ text-align: left; vertical-align: top; overflow-wrap: anywhere } th { background
 
 def _environment(*, html: bool) -> Environment:
     made = Environment(autoescape=html, keep_trailing_newline=True)  # noqa: S701  # Markdown is escaped by `cell`
-    made.filters |= {"cell": _cell, "plain": _plain, "at": show, "words": lambda name: str(name).replace("_", " ")}
+    made.filters |= {"cell": _cell, "plain": plain, "at": show, "words": lambda name: str(name).replace("_", " ")}
     return made
 
 

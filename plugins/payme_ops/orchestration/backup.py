@@ -10,7 +10,7 @@ from payme_ops.backup import preflight as checks
 from payme_ops.backup import run
 from payme_ops.backup.manifest import Tier
 from payme_ops.foundation.clock import show
-from payme_ops.foundation.evidence import Verdict
+from payme_ops.foundation.evidence import Verdict, plain
 from payme_ops.foundation.scrub import scrub
 from payme_ops.foundation.stop import stoppable
 from payme_ops.orchestration.doors import desk, run_name
@@ -28,7 +28,7 @@ def preflight() -> None:
     found = checks.examine(here, actor=run_name(context), for_run=True)
     for item in found:
         level = logging.INFO if item.verdict is Verdict.PASS else logging.ERROR
-        _log.log(level, "%-12s %-20s %s. %s", item.verdict.upper(), item.item, checks.plain(item.measured), item.remedy)
+        _log.log(level, "%-12s %-20s %s. %s", item.verdict.upper(), item.item, plain(item.measured), item.remedy)
     checks.record(here, run_name(context), found)
     checks.require_passed(found)
 

@@ -15,6 +15,7 @@ PaymeOpsError
 ├── ServiceRefused             the PayMe API, the status page or the mail server answered no
 ├── DumpFailed                 a client tool ended with an error
 ├── AlreadyExists              the target is there already; it is never overwritten
+├── NotApproved                no person, or the wrong one, has agreed to what was shown
 ├── NotFound                   the named backup, database or object is not there
 └── IntegrityError             never retried: bytes or facts are not what they should be
     ├── HashMismatch           length or SHA-256 differs
@@ -114,6 +115,10 @@ class DumpFailed(PaymeOpsError):
 
 class AlreadyExists(PaymeOpsError):
     """The target exists and is never overwritten."""
+
+
+class NotApproved(PaymeOpsError):
+    """A dangerous step without the approval it needs."""
 
 
 class NotFound(PaymeOpsError):

@@ -95,9 +95,9 @@ def read(body: bytes, trusted_keys: list[str], variable: str) -> Record:
     return parse(signing.verify(data, trusted_keys, variable))
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
     """Text in a Markdown table: nothing in it ends the cell or becomes markup of its own."""
-    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", plain(value).replace("\n", " "))
+    return re.sub(r"([\\|`*<>\[\]]|\b_|_\b)", r"\\\1", plain(value).replace("\n", " "))
 
 
 _MARKDOWN = """\
@@ -146,7 +146,7 @@ text-align: left; vertical-align: top; overflow-wrap: anywhere } th { background
 
 def _environment(*, html: bool) -> Environment:
     made = Environment(autoescape=html, keep_trailing_newline=True)  # noqa: S701  # Markdown is escaped by `cell`
-    made.filters |= {"cell": _cell, "plain": plain, "at": show, "words": lambda name: str(name).replace("_", " ")}
+    made.filters |= {"cell": cell, "plain": plain, "at": show, "words": lambda name: str(name).replace("_", " ")}
     return made
 
 

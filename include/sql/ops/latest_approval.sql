@@ -1,0 +1,5 @@
+SELECT run, gate, digest, requested_by, choice, responder, reason
+FROM ops.approvals
+WHERE run = %(run)s AND gate = %(gate)s
+ORDER BY id DESC
+LIMIT 1

@@ -1,0 +1,138 @@
+"""A gate where a run waits for a person, on Airflow's approval operator; what counts is the row in the ops database.
+
+The gate shows the evidence of one item and asks unless its verdict is pass. Marking it as success, or rewriting its
+XCom, approves nothing: a dangerous task calls `require_approval` itself.
+"""
+
+import logging
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import Context, Param
+
+from payme_ops.foundation import approvals, evidence
+from payme_ops.foundation.approvals import MIN_REASON_CHARACTERS, Approval
+from payme_ops.foundation.evidence import Evidence, Verdict
+from payme_ops.foundation.record import cell
+from payme_ops.orchestration import alerting
+from payme_ops.orchestration.connections import conninfo
+from payme_ops.orchestration.doors import run_name
+
+_log = logging.getLogger("payme_ops.approval")
+
+_BREAK_GLASS = "break_glass_reason"
+_MAX_ROWS = 40
+
+
+class ApprovalGate(ApprovalOperator):
+    """Asks a person to approve what the run's newest evidence of `evidence_item` says; no answer in time rejects.
+
+    Does not ask when that evidence has passed. Rejected, what comes after it is skipped; approved by the person who
+    triggered the run it fails, unless they gave a break-glass reason.
+    """
+
+    def __init__(self, *, evidence_item: str, subject: str, response_timeout: timedelta, **kwargs: Any) -> None:
+        super().__init__(
+            subject=subject,
+            response_timeout=response_timeout,
+            defaults=self.REJECT,
+            params={
+                _BREAK_GLASS: Param(
+                    "",
+                    type="string",
+                    title="Break-glass reason",
+                    description="Only if you triggered this run and nobody else can be reached: why you decide alone,"
+                    f" {MIN_REASON_CHARACTERS} characters or more. Everybody is told, and it is kept.",
+                )
+            },
+            **kwargs,
+        )
+        self.evidence_item = evidence_item
+
+    def execute(self, context: Context) -> Any:
+        """Ask, or go on."""
+        run, ops = run_name(context), conninfo("payme_ops_db")
+        shown = evidence.latest(ops, run, self.evidence_item)
+        if shown.verdict is Verdict.PASS:
+            _log.info("%s passed, nobody is asked", self.evidence_item)
+            return None
+        self.body = to_markdown(shown)
+        requested_by = context["dag_run"].triggering_user_name or ""
+        approvals.ask(ops, run=run, gate=self.task_id, digest=shown.sha256, requested_by=requested_by)
+        link = self.generate_link_to_ui_from_context(context=context)
+        hours = self.response_timeout.total_seconds() / 3600 if self.response_timeout else 0
+        alerting.inform(
+            context,
+            f"{self.subject} ({self.dag_id} waits for a person)",
+            f"Asked by {requested_by or 'the schedule'}. Unanswered for {hours:g} h it counts as rejected.",
+            f"Another person than {requested_by or 'nobody'} answers: {link}",
+        )
+        return super().execute(context)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Write the answer down, then do as Airflow does."""
+        given = super().execute_complete(context, event)  # a rejection has marked what to skip
+        person = event["responded_by_user"] or {}
+        found = approvals.answer(
+            conninfo("payme_ops_db"),
+            run=run_name(context),
+            gate=self.task_id,
+            choice=event["chosen_options"][0],
+            responder=str(person.get("name") or person.get("id") or ""),
+            reason=str((event["params_input"] or {}).get(_BREAK_GLASS) or ""),
+        )
+        _log.info("%s: %s by %s", self.task_id, found.choice, found.responder or "nobody in time")
+        if found.choice == approvals.APPROVE:
+            require_approval(context, gate=self.task_id, evidence_item=self.evidence_item)
+            _tell_break_glass(context, found)
+        return given
+
+
+def require_approval(context: Context, *, gate: str, evidence_item: str) -> Approval:
+    """The approval of the run's newest evidence of that item. Raises NotApproved, NotFound without evidence."""
+    run, ops = run_name(context), conninfo("payme_ops_db")
+    shown = evidence.latest(ops, run, evidence_item)
+    return approvals.require(ops, run=run, gate=gate, digest=shown.sha256)
+
+
+def _tell_break_glass(context: Context, found: Approval) -> None:
+    if found.alone:
+        alerting.inform(
+            context,
+            f"Break-glass: {found.responder} approved {found.gate} alone",
+            found.reason,
+            "Look at it together as soon as somebody else is there",
+        )
+
+
+def to_markdown(shown: Evidence) -> str:
+    """The evidence for a person who decides. No text of it becomes markup."""
+    return "\n\n".join([*_parts(shown.measured, "##"), *([f"To do: {cell(shown.remedy)}"] if shown.remedy else [])])
+
+
+def _parts(measured: Any, heading: str) -> list[str]:
+    if not isinstance(measured, Mapping):
+        return [cell(measured)]
+    plain = {name: value for name, value in measured.items() if not _is_long(value)}
+    parts = ["\n".join(f"- **{cell(name)}**: {cell(value)}" for name, value in plain.items())] if plain else []
+    for name, value in measured.items():
+        if _is_long(value):
+            inner = _table(value) if isinstance(value, list) else "\n\n".join(_parts(value, f"{heading}#"))
+            parts.append(f"{heading} {cell(name)}\n\n{inner}")
+    return parts
+
+
+def _is_long(value: Any) -> bool:
+    return (isinstance(value, Mapping) and bool(value)) or (
+        isinstance(value, list) and bool(value) and all(isinstance(one, Mapping) for one in value)
+    )
+
+
+def _table(rows: list[Mapping[str, Any]]) -> str:
+    names = list(rows[0])
+    lines = [f"| {' | '.join(map(cell, names))} |", f"|{'---|' * len(names)}"]
+    lines += [f"| {' | '.join(cell(row.get(name)) for name in names)} |" for row in rows[:_MAX_ROWS]]
+    more = f"\n\nand {len(rows) - _MAX_ROWS} more" if len(rows) > _MAX_ROWS else ""
+    return "\n".join(lines) + more

@@ -1,0 +1,137 @@
+"""The restore test as task bodies: context in, asset event and skip out; the work is in payme_ops.backup."""
+
+import logging
+from typing import Any
+
+from airflow.sdk import Asset, Context, get_current_context
+from airflow.sdk.exceptions import AirflowSkipException
+
+from payme_ops.backup import catalogue as backups
+from payme_ops.backup import restore, restore_test
+from payme_ops.backup.catalogue import Entry, State
+from payme_ops.backup.manifest import Tier
+from payme_ops.backup.verification import Outcome
+from payme_ops.foundation import evidence, record, settings
+from payme_ops.foundation.clock import utc_now
+from payme_ops.foundation.errors import IntegrityError, NotFound, Refuted
+from payme_ops.foundation.evidence import Evidence, Verdict
+from payme_ops.foundation.scrub import scrub
+from payme_ops.foundation.stop import stoppable
+from payme_ops.orchestration.connections import conninfo
+from payme_ops.orchestration.doors import catalogue, run_name
+
+_log = logging.getLogger("payme_ops.backup")
+
+# Items of evidence, in the order in which they come.
+CHOSEN, TESTED = "backup_to_test", "restore_test"
+_OPS, _S3 = "payme_ops_db", "payme_s3_restore"
+
+
+def choose() -> str:
+    """Which backup is tested: the newest daily when nobody names one. Fixed once, for all tasks of the run."""
+    context = get_current_context()
+    if reason := context["params"].get("reason"):
+        _log.info("reason given: %s", scrub(reason))
+    found = backups.find(catalogue(_S3), context["params"]["manifest"])
+    _record(context, CHOSEN, Verdict.PASS, {"manifest": found.key, "state": found.state}, "a backup of the catalogue")
+    return found.key
+
+
+def restore_and_compare() -> dict[str, Any]:
+    """Restore the chosen backup and compare; raises Refuted naming what was not right first."""
+    context = get_current_context()
+    config, where = settings.load(), catalogue(_S3)
+    chosen = backups.find(where, _evidence(context, CHOSEN).measured["manifest"])
+    service = config.backup.restore_test_service
+    with stoppable():
+        found = restore_test.run(
+            where,
+            chosen,
+            restore.load_identity(config.backup.identity_file),
+            config,
+            run_name(context),
+            given_host=conninfo(service) if service else None,
+            report=_log.info,
+        )
+    _log.info("%s", record.to_markdown(found))
+    verified = found.verdict == Outcome.VERIFIED
+    measured = {"manifest": chosen.key, "verdict": found.verdict, "record_sha256": record.digest(found)}
+    _record(context, TESTED, Verdict.PASS if verified else Verdict.FAIL, measured, "as in the dump's own snapshot")
+    restore_test.require_verified(found)
+    return {"manifest": chosen.key, "verdict": found.verdict, "rto_milliseconds": found.facts["rto_milliseconds"]}
+
+
+def ask_for_fresh() -> None:
+    """Goes on to a fresh backup when this one was refuted; skips when the test failed for another reason.
+
+    Once: when the daily before was refuted, too, a fresh one would most likely be as bad, and a person has to look.
+    """
+    context = get_current_context()
+    try:
+        refuted = _evidence(context, TESTED).measured
+    except NotFound:
+        raise AirflowSkipException("the test said nothing about the backup: it failed before it could") from None
+    if refuted["verdict"] != Outcome.REFUTED:
+        raise AirflowSkipException(f"{refuted['manifest']} is {refuted['verdict']}")
+    before = _daily_before(refuted["manifest"])
+    if before and before.state is State.REFUTED:
+        raise AirflowSkipException(
+            f"{before.key} was refuted, too: a fresh backup was tried already, a person must look"
+        )
+
+
+def verdict(asset: Asset) -> str:
+    """The run's colour: green, and an asset event, only for a backup that is VERIFIED. Raises Refuted, NotFound."""
+    context = get_current_context()
+    tested = _evidence(context, TESTED).measured
+    if tested["verdict"] != Outcome.VERIFIED:
+        raise Refuted(
+            f"{tested['manifest']} is {tested['verdict']}",
+            expected=Outcome.VERIFIED,
+            found=tested["verdict"],
+            remedy="the task restore_and_compare names each difference; a person closes it when it is understood",
+        )
+    found = backups.find(catalogue(_S3), tested["manifest"])
+    if found.state is not State.VERIFIED:
+        raise IntegrityError(
+            f"{found.key} does not count as verified",
+            expected="the record that this run wrote beside the manifest",
+            found=found.why or found.state,
+            remedy="compare PAYME_OPS__BACKUP__VERIFICATION_KEYS with the key of the restore worker (docs/keys.md)",
+        )
+    context["outlet_events"][asset].extra = {"manifest": found.key}
+    return found.key
+
+
+def _daily_before(key: str) -> Entry | None:
+    """The daily taken before that backup, whatever it is worth."""
+    where = catalogue(_S3)
+    tested = backups.find(where, key)
+    older = (
+        one for one in backups.entries(where, tiers=[Tier.DAILY], newest_first=True) if _taken(one) < _taken(tested)
+    )
+    return next(older, None)
+
+
+def _taken(entry: Entry) -> str:
+    return entry.key.split("/")[3]  # key stamps sort by time
+
+
+def _evidence(context: Context, item: str) -> Evidence:
+    return evidence.latest(conninfo(_OPS), run_name(context), item)
+
+
+def _record(context: Context, item: str, outcome: Verdict, measured: dict[str, Any], threshold: str) -> None:
+    now, run = utc_now(), run_name(context)
+    made = Evidence(
+        item=item,
+        verdict=outcome,
+        measured=measured,
+        threshold=threshold,
+        actor=run,
+        started=now,
+        ended=now,
+        source=measured["manifest"],
+        sha256=evidence.digest(measured),
+    )
+    evidence.record(conninfo(_OPS), run, [made])

@@ -34,19 +34,19 @@ class ApprovalGate(ApprovalOperator):
     """
 
     def __init__(self, *, evidence_item: str, subject: str, response_timeout: timedelta, **kwargs: Any) -> None:
+        reason = Param(
+            "",
+            type="string",
+            source="task",  # those of the DAG come in by `params`, and are not asked for here
+            title="Break-glass reason",
+            description="Only if you triggered this run and nobody else can be reached: why you decide alone,"
+            f" {MIN_REASON_CHARACTERS} characters or more. Everybody is told, and it is kept.",
+        )
         super().__init__(
             subject=subject,
             response_timeout=response_timeout,
             defaults=self.REJECT,
-            params={
-                _BREAK_GLASS: Param(
-                    "",
-                    type="string",
-                    title="Break-glass reason",
-                    description="Only if you triggered this run and nobody else can be reached: why you decide alone,"
-                    f" {MIN_REASON_CHARACTERS} characters or more. Everybody is told, and it is kept.",
-                )
-            },
+            params={**kwargs.pop("params", {}), _BREAK_GLASS: reason},
             **kwargs,
         )
         self.evidence_item = evidence_item

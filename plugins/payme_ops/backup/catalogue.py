@@ -28,6 +28,7 @@ from payme_ops.foundation.signing import verify
 
 # How long a tier keeps a backup, from its snapshot; None: for ever.
 RETENTION = {Tier.DAILY: timedelta(days=30), Tier.WEEKLY: timedelta(days=90), Tier.MONTHLY: None}
+_LATEST = {"latest": list(Tier), **{f"latest {tier}": [tier] for tier in Tier}}
 
 
 class State(StrEnum):
@@ -144,15 +145,15 @@ def newest(catalogue: Catalogue, tier: Tier) -> Manifest | None:
 
 
 def find(catalogue: Catalogue, name: str) -> Entry:
-    """A backup by its manifest key, its prefix, its key stamp, or `latest` (of those that count).
+    """A backup by its manifest key, its prefix, its key stamp, or `latest` (of those that count), `latest daily`.
 
     A stamp that several tiers share means the daily, then the weekly, then the monthly. A region that is away is
     passed over. Raises NotFound saying what there is; Untrusted or another IntegrityError for a backup whose
     manifest does not count.
     """
     found, away = reachable(catalogue)
-    if name == "latest":
-        return _latest(catalogue, found, away)
+    if name in _LATEST:
+        return _latest(catalogue, [one for one in found if one.tier in _LATEST[name]], away)
     wanted = [one for one in found if name in (one.key, one.key.removesuffix(MANIFEST_NAME), one.key.split("/")[3])]
     if wanted:
         if wanted[0].manifest is None:  # raise what is wrong with it
@@ -160,7 +161,7 @@ def find(catalogue: Catalogue, name: str) -> Entry:
         return wanted[0]
     raise NotFound(
         f"no backup is named {name!r}",
-        expected="a manifest key, a time stamp like 20260128T020000EAT, or latest",
+        expected="a manifest key, a time stamp like 20260128T020000EAT, latest, or latest daily",
         found=f"none among {len(found)}{_away(away)}",
         remedy="look at `python -m payme_ops backup list`",
     )

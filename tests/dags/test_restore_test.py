@@ -1,0 +1,159 @@
+"""The tasks of backup_restore_test on real services: what a run is worth, and what follows a refuted backup."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk import Asset
+from airflow.sdk.exceptions import AirflowSkipException
+
+from payme_ops.backup import catalogue, restore, verification
+from payme_ops.backup.manifest import Manifest
+from payme_ops.backup.verification import Outcome
+from payme_ops.foundation import signing
+from payme_ops.foundation.clock import utc_now
+from payme_ops.foundation.errors import IntegrityError, NotFound, Refuted, Unavailable
+from payme_ops.foundation.record import Record
+from payme_ops.orchestration import restore_test as tasks
+from sandbox import forgery
+from tests.support.installation import Installation
+
+ASSET = Asset(name="payme_verified_backup", uri="payme-ops://verified-backup")
+
+
+@dataclass
+class Run:
+    """One run of the DAG: its context, and the asset event that it emits."""
+
+    monkeypatch: pytest.MonkeyPatch
+    event: Any = field(default_factory=lambda: SimpleNamespace(extra={}))
+
+    def begin(self, name: str, manifest: str = "latest daily") -> None:
+        context = {
+            "dag_run": SimpleNamespace(dag_id="backup_restore_test", run_id=name),
+            "params": {"manifest": manifest, "reason": None},
+            "outlet_events": {ASSET: self.event},
+        }
+        self.monkeypatch.setattr(tasks, "get_current_context", lambda: context)
+
+
+@pytest.fixture
+def run(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> Run:
+    made = Run(monkeypatch)
+    made.begin(f"test/{installation.bucket_name}")
+    return made
+
+
+def tampered(installation: Installation) -> Manifest:
+    backup = installation.desk.settings.backup
+    return forgery.change_content(
+        installation.store,
+        installation.back_up(),
+        lambda connection: connection.execute("UPDATE merchants SET commission = 0 WHERE id = 1"),
+        identity=restore.load_identity(backup.identity_file),
+        signing_key=signing.load_private_key(backup.signing_key_file),
+        bin_dir=installation.site.cluster.bin_dir,
+    )
+
+
+def refute(installation: Installation, done: Manifest) -> None:
+    """As an earlier restore test did."""
+    now, where = utc_now(), installation.catalogue
+    made = Record(
+        kind=verification.KIND,
+        subject=done.key,
+        run="earlier",
+        actor="test",
+        verdict=Outcome.REFUTED,
+        started=now,
+        ended=now,
+        facts=dict(verification.binding(done)),
+    )
+    key = signing.load_private_key(installation.desk.settings.backup.verification_key_file)
+    verification.write(catalogue.copies(where, done), made, key, where.verification_keys)
+
+
+def test_the_backup_that_was_chosen_is_tested_and_emits_the_asset(installation: Installation, run: Run) -> None:
+    first = installation.back_up()
+    assert tasks.choose() == first.key
+    installation.back_up()  # a newer one, between the tasks of the run
+    found = tasks.restore_and_compare()
+    assert (found["manifest"], found["verdict"]) == (first.key, "VERIFIED")
+    with pytest.raises(AirflowSkipException, match="is VERIFIED"):
+        tasks.ask_for_fresh()
+    assert tasks.verdict(ASSET) == first.key
+    assert run.event.extra == {"manifest": first.key}
+
+
+def test_a_refuted_backup_is_named_and_followed_by_a_fresh_one_once(installation: Installation, run: Run) -> None:
+    wrong = tampered(installation)
+    tasks.choose()
+    with pytest.raises(Refuted, match=r"table public\.merchants: expected \d+ rows with content hash .* found"):
+        tasks.restore_and_compare()
+    tasks.ask_for_fresh()  # does not skip
+    with pytest.raises(Refuted, match=f"{wrong.key} is REFUTED"):
+        tasks.verdict(ASSET)
+    assert run.event.extra == {}
+
+    fresh = tampered(installation)
+    run.begin(f"again/{installation.bucket_name}")
+    assert tasks.choose() == fresh.key
+    with pytest.raises(Refuted):
+        tasks.restore_and_compare()
+    with pytest.raises(AirflowSkipException, match=f"{wrong.key} was refuted, too"):
+        tasks.ask_for_fresh()
+
+
+@pytest.mark.usefixtures("run")
+def test_only_the_daily_before_speaks_against_a_fresh_one(installation: Installation) -> None:
+    refute(installation, installation.back_up())
+    installation.back_up()
+    tampered(installation)
+    tasks.choose()
+    with pytest.raises(Refuted):
+        tasks.restore_and_compare()
+    tasks.ask_for_fresh()  # does not skip
+
+
+@pytest.mark.usefixtures("run")
+def test_a_test_that_could_not_be_done_asks_for_nothing_and_is_red(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installation.back_up()
+    tasks.choose()
+    monkeypatch.setattr(tasks.restore_test.scratch.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(Unavailable, match="not enough room"):
+        tasks.restore_and_compare()
+    with pytest.raises(AirflowSkipException, match="said nothing about the backup"):
+        tasks.ask_for_fresh()
+    with pytest.raises(NotFound, match="no usable evidence for restore_test"):
+        tasks.verdict(ASSET)
+
+
+def test_a_verification_that_nobody_trusts_is_no_green_run(installation: Installation, run: Run) -> None:
+    installation.back_up()
+    tasks.choose()
+    tasks.restore_and_compare()
+    installation.set("BACKUP__VERIFICATION_KEYS", installation.desk.settings.backup.trusted_keys[0])
+    with pytest.raises(IntegrityError, match="does not count as verified"):
+        tasks.verdict(ASSET)
+    assert run.event.extra == {}
+
+
+def test_its_tasks_hold_their_power_on_the_restore_queue_only(dag_bag) -> None:
+    dag = dag_bag.dags["backup_restore_test"]
+    edges = {task.task_id: sorted(task.downstream_task_ids) for task in dag.tasks}
+    assert edges == {
+        "choose": ["restore_and_compare"],
+        "restore_and_compare": ["ask_for_fresh", "verdict"],
+        "ask_for_fresh": ["fresh_backup"],
+        "fresh_backup": ["test_fresh"],
+        "test_fresh": ["verdict"],
+        "verdict": [],
+    }
+    queues = {task.task_id: task.queue for task in dag.tasks}
+    assert {name for name, queue in queues.items() if queue == "restore"} == {
+        *("choose", "restore_and_compare", "ask_for_fresh", "verdict")
+    }
+    assert (dag.timetable.expression, str(dag.timetable.timezone)) == ("0 6 * * 0", "Africa/Nairobi")

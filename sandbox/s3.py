@@ -148,7 +148,18 @@ def _copy_without_bytes(key: FakeKey, memo: dict[int, Any]) -> FakeKey:
     return twin
 
 
+def _restore_from_now_on(key: FakeKey, days: int) -> None:
+    # moto says that a retrieval has ended until its state machine was asked once.
+    key.status = "IN_PROGRESS"
+    key._time_progressed = datetime.now()  # noqa: DTZ005  # moto compares it with this
+    _RESTORE(key, days)
+
+
+_RESTORE = FakeKey.restore
+
+
 def _correct_moto() -> None:
+    FakeKey.restore = _restore_from_now_on  # type: ignore[assignment,method-assign]
     FakeKey.instances_tracked = _NotTracked()  # type: ignore[attr-defined]
     FakeKey.__deepcopy__ = _copy_without_bytes  # type: ignore[attr-defined]
 

@@ -99,6 +99,13 @@ def _translate(what: str, error: ClientError) -> Exception:
         return AlreadyExists(what, expected="no such object yet", found=found, remedy="look at what is there")
     if status == 404:
         return NotFound(what, expected="it to exist", found=found, remedy="check bucket and key")
+    if code == "InvalidObjectState":
+        return StoreRefused(
+            what,
+            expected="bytes that can be read",
+            found=found,
+            remedy="it lies in an archive: ask for it by `python -m payme_ops backup retrieve`, which takes hours",
+        )
     return StoreRefused(
         what,
         expected="permission and a sound request",

@@ -31,7 +31,8 @@ def archived(installation: Installation) -> Manifest:
     return done
 
 
-def test_what_can_be_read_needs_no_wait(installation: Installation, slowly: Callable[[], None]) -> None:
+@pytest.mark.usefixtures("slowly")
+def test_what_can_be_read_needs_no_wait(installation: Installation) -> None:
     done = installation.back_up()
     assert ReadableOperator(task_id="readable", backup="latest").execute({}) == done.key
 
@@ -54,9 +55,7 @@ def test_an_archive_is_asked_for_and_waited_for(installation: Installation, slow
     assert getattr(operator, deferred.value.method_name)({}, event={}, **deferred.value.kwargs) == done.key
 
 
-def test_the_trigger_looks_until_it_is_there(
-    installation: Installation, slowly: Callable[[], None], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_trigger_looks_until_it_is_there(installation: Installation, slowly: Callable[[], None]) -> None:
     done = archived(installation)
     archive.request(installation.store, done.archive.key)
     path, arguments = ReadableTrigger(Tier.DAILY, done.archive.key).serialize()
@@ -85,9 +84,7 @@ def test_the_trigger_looks_until_it_is_there(
     assert looks == 3
 
 
-def test_the_trigger_outlives_a_store_that_is_away(
-    installation: Installation, slowly: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_trigger_outlives_a_store_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     from payme_ops.foundation.errors import StoreUnavailable
 
     def away(_conn_id: str) -> None:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from airflow.sdk import Asset, Param, TriggerRule, dag, task
 
 from payme_ops.orchestration.defaults import Area, Risk, at, dag_options
+from payme_ops.orchestration.retrieval import ReadableOperator
 
 PAYME_VERIFIED_BACKUP = Asset(name="payme_verified_backup", uri="payme-ops://verified-backup")
 
@@ -37,6 +38,9 @@ def backup_restore_test():
         from payme_ops.orchestration import restore_test
 
         return restore_test.choose()
+
+    # XCom is good enough here: what is tested is what the evidence names, and it fails when that cannot be read.
+    readable = ReadableOperator(task_id="readable", queue="restore", backup="{{ ti.xcom_pull(task_ids='choose') }}")
 
     @task(queue="restore", execution_timeout=timedelta(hours=6))
     def restore_and_compare():
@@ -80,7 +84,7 @@ def backup_restore_test():
         return restore_test.verdict(PAYME_VERIFIED_BACKUP)
 
     tested, told = restore_and_compare(), verdict()
-    choose() >> tested >> ask_for_fresh() >> fresh_backup >> test_fresh >> told
+    choose() >> readable >> tested >> ask_for_fresh() >> fresh_backup >> test_fresh >> told
     tested >> told
 
 

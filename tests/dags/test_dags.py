@@ -49,7 +49,7 @@ class TestEveryDag:
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_file_is_wiring_only(path):
-    """At module level a DAG file imports Airflow's public parts and the desk's orchestration, nothing heavy or internal."""
+    """A DAG file's module level imports Airflow's public parts and the desk's orchestration, nothing heavy."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
             pytest.fail(f"{path.name} imports {node.names[0].name} as a module")

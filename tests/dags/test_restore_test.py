@@ -145,7 +145,8 @@ def test_its_tasks_hold_their_power_on_the_restore_queue_only(dag_bag) -> None:
     dag = dag_bag.dags["backup_restore_test"]
     edges = {task.task_id: sorted(task.downstream_task_ids) for task in dag.tasks}
     assert edges == {
-        "choose": ["restore_and_compare"],
+        "choose": ["readable"],
+        "readable": ["restore_and_compare"],
         "restore_and_compare": ["ask_for_fresh", "verdict"],
         "ask_for_fresh": ["fresh_backup"],
         "fresh_backup": ["test_fresh"],
@@ -154,6 +155,6 @@ def test_its_tasks_hold_their_power_on_the_restore_queue_only(dag_bag) -> None:
     }
     queues = {task.task_id: task.queue for task in dag.tasks}
     assert {name for name, queue in queues.items() if queue == "restore"} == {
-        *("choose", "restore_and_compare", "ask_for_fresh", "verdict")
+        *("choose", "readable", "restore_and_compare", "ask_for_fresh", "verdict")
     }
     assert (dag.timetable.expression, str(dag.timetable.timezone)) == ("0 6 * * 0", "Africa/Nairobi")

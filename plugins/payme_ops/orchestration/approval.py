@@ -34,10 +34,11 @@ class ApprovalGate(ApprovalOperator):
     """
 
     def __init__(self, *, evidence_item: str, subject: str, response_timeout: timedelta, **kwargs: Any) -> None:
+        kwargs.pop("params", None)  # the DAG's, which are not asked for here
         reason = Param(
             "",
             type="string",
-            source="task",  # those of the DAG come in by `params`, and are not asked for here
+            source="task",
             title="Break-glass reason",
             description="Only if you triggered this run and nobody else can be reached: why you decide alone,"
             f" {MIN_REASON_CHARACTERS} characters or more. Everybody is told, and it is kept.",
@@ -46,7 +47,7 @@ class ApprovalGate(ApprovalOperator):
             subject=subject,
             response_timeout=response_timeout,
             defaults=self.REJECT,
-            params={**kwargs.pop("params", {}), _BREAK_GLASS: reason},
+            params={_BREAK_GLASS: reason},
             **kwargs,
         )
         self.evidence_item = evidence_item

@@ -22,6 +22,9 @@ ITEMS = [
     *("bucket_encryption", "bucket_versioning", "object_lock", "written_once", "clock", "recipients", "signing_key"),
     *("ops_database", "lease"),
 ]
+ON_THE_COPIES = [
+    f"copy_{item}" for item in ("bucket", "bucket_encryption", "bucket_versioning", "object_lock", "written_once")
+]
 ON_THE_DATABASE = set(ITEMS[: ITEMS.index("bucket")])
 ON_THE_STORE = set(ITEMS[ITEMS.index("bucket") : ITEMS.index("signing_key")])
 Break = Callable[[Installation, ExitStack], None]
@@ -37,6 +40,9 @@ def test_everything_is_green(each_installation: Installation) -> None:
     assert list(found) == ITEMS
     assert {name: (item.verdict, item.measured) for name, item in found.items() if item.verdict != "pass"} == {}
     preflight.require_passed(list(found.values()))
+    for_copy = preflight.examine_for_copy(each_installation.desk, actor="test")
+    assert [item.item for item in for_copy] == [*ON_THE_COPIES, "signing_key", "ops_database"]
+    preflight.require_passed(for_copy)
 
 
 def test_green_again_with_a_backup_in_the_bucket(installation: Installation) -> None:
@@ -295,6 +301,16 @@ def test_a_missing_bucket_fails_with_the_name_to_correct(installation: Installat
     assert {name for name, item in found.items() if item.verdict is not Verdict.PASS} <= ON_THE_STORE
 
 
+def test_the_other_regions_bucket_is_doctors_and_the_copys_not_the_dailys(installation: Installation) -> None:
+    installation.set("BACKUP__COPY_BUCKET", installation.bucket_name)
+    assert {item.verdict for item in examine(installation).values()} == {Verdict.PASS}
+    found = examine(installation, for_run=False)
+    assert found["copy_bucket"].measured == {"region": "af-south-1", "settings_say": "eu-west-1"}
+    assert "PAYME_OPS__BACKUP__COPY_REGION" in found["copy_bucket"].remedy
+    for_copy = {item.item: item.verdict for item in preflight.examine_for_copy(installation.desk, actor="test")}
+    assert for_copy["copy_bucket"] is Verdict.FAIL
+
+
 def test_a_database_that_does_not_answer_is_inconclusive(installation: Installation) -> None:
     installation.connect_as("payme_db_read", port="1")
     found = examine(installation)
@@ -355,7 +371,7 @@ def test_an_untrusted_manifest_does_not_count_as_the_last(installation: Installa
 def test_doctor_on_a_shell(installation: Installation) -> None:
     ended = installation.cli("doctor")
     assert ended.code == 0, ended
-    assert all(item in ended.out for item in ITEMS)
+    assert all(item in ended.out for item in [*ITEMS, *ON_THE_COPIES])
     installation.set("BACKUP__SIGNING_KEY_FILE", "/nowhere/signing.pem")
     ended = installation.cli("doctor")
     assert ended.code == 3

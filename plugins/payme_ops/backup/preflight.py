@@ -6,6 +6,7 @@ Each check is one function that answers a Finding; the first task of backup_dail
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import psycopg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -25,6 +26,7 @@ from payme_ops.foundation.errors import (
     PreflightInconclusive,
 )
 from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, failed, passed, plain, run_check
+from payme_ops.foundation.objectstore import Bucket
 from payme_ops.foundation.objectstore import speaking as speaking_store
 from payme_ops.foundation.postgres import (
     NEWEST_MAJOR,
@@ -47,29 +49,61 @@ PROBE_KEY = "payme-ops/probe/written-once"
 def checks(desk: Desk, *, for_run: bool) -> list[Check]:
     """All checks, in the order a person would look: server, rights, tools, bucket, keys, desk.
 
-    With `for_run` a held lease fails (this run could not start); doctor only reports it.
+    With `for_run` a held lease fails (this run could not start), and the other region's bucket, which a daily backup
+    does not need, is left out; doctor looks at all.
     """
     database = f"connection payme_db_read, database {desk.settings.backup.database}"
-    bucket = f"bucket {desk.bucket.name}"
-    table: list[tuple[str, str, str, Callable[[Desk], Finding]]] = [
+    before: list[tuple[str, str, str, Callable[[Desk], Finding]]] = [
         ("database", f"PostgreSQL {OLDEST_MAJOR} to {NEWEST_MAJOR} answers", database, _database),
         ("encrypted_connection", "TLS in production", database, _encrypted_connection),
         ("client_tools", "pg_dump, pg_dumpall, pg_restore of the server's major version", database, _client_tools),
         ("replica", f"primary, or replay at most {REPLICA_LAG_SECONDS} s behind with feedback on", database, _replica),
         ("readable", "every table, sequence and large object", database, _readable),
         ("read_only", "no power to write", database, _read_only),
-        ("bucket", "reachable, in the region of the settings", bucket, _bucket),
-        ("bucket_encryption", "default encryption on", bucket, _encryption),
-        ("bucket_versioning", "versioning on", bucket, _versioning),
-        ("object_lock", "on in production", bucket, _object_lock),
-        ("written_once", "a second write of a key is refused", bucket, _written_once),
-        ("clock", f"at most {CLOCK_SKEW_SECONDS} s from the store's clock", bucket, _clock),
+    ]
+    after: list[tuple[str, str, str, Callable[[Desk], Finding]]] = [
+        ("clock", f"at most {CLOCK_SKEW_SECONDS} s from the store's clock", f"bucket {desk.bucket.name}", _clock),
         ("recipients", "two recipients that parse, as in the last manifest", "settings", _recipients),
-        ("signing_key", "readable and among the trusted keys", "settings", _signing_key),
-        ("ops_database", "answers and has its schema", "connection payme_ops_db", _ops_database),
+        _SIGNING_KEY,
+        _OPS_DATABASE,
         ("lease", "free", f"lease {desk.lease_name}", _lease_free if for_run else _lease_report),
     ]
+    buckets = _bucket_checks(desk, desk.bucket, desk.settings.backup.region, "")
+    if not for_run:
+        buckets += _bucket_checks(desk, desk.copies, desk.settings.backup.copy_region, "copy_")
+    return [*_bound(desk, before), *buckets, *_bound(desk, after)]
+
+
+def copy_checks(desk: Desk) -> list[Check]:
+    """What a copy into the other region needs: that bucket, the key that signs, the desk's own database."""
+    bucket = _bucket_checks(desk, desk.copies, desk.settings.backup.copy_region, "copy_")
+    return [*bucket, *_bound(desk, [_SIGNING_KEY, _OPS_DATABASE])]
+
+
+def _bound(desk: Desk, table: list[tuple[str, str, str, Callable[[Desk], Finding]]]) -> list[Check]:
     return [Check(item, threshold, source, _bind(measure, desk)) for item, threshold, source, measure in table]
+
+
+def _bucket_checks(desk: Desk, bucket: Bucket, region: str, which: str) -> list[Check]:
+    source, lock_needed = f"bucket {bucket.name}", desk.settings.profile is Profile.PRODUCTION
+    encryption = desk.placement.encryption() if bucket is desk.bucket else {}
+    return [
+        Check(
+            f"{which}bucket",
+            "reachable, in the region of the settings",
+            source,
+            lambda: _bucket(bucket, region, f"PAYME_OPS__BACKUP__{which.upper()}"),
+        ),
+        Check(f"{which}bucket_encryption", "default encryption on", source, lambda: _encryption(bucket)),
+        Check(f"{which}bucket_versioning", "versioning on", source, lambda: _versioning(bucket)),
+        Check(f"{which}object_lock", "on in production", source, lambda: _object_lock(bucket, needed=lock_needed)),
+        Check(
+            f"{which}written_once",
+            "a second write of a key is refused",
+            source,
+            lambda: _written_once(bucket, encryption),
+        ),
+    ]
 
 
 def examine(desk: Desk, *, actor: str, for_run: bool, bypass: frozenset[str] = frozenset()) -> list[Evidence]:
@@ -79,6 +113,11 @@ def examine(desk: Desk, *, actor: str, for_run: bool, bypass: frozenset[str] = f
         replace(item, verdict=Verdict.BYPASSED) if item.item in bypass and item.verdict is Verdict.FAIL else item
         for item in found
     ]
+
+
+def examine_for_copy(desk: Desk, *, actor: str) -> list[Evidence]:
+    """The same for a copy into the other region."""
+    return [run_check(check, actor=actor) for check in copy_checks(desk)]
 
 
 def record(desk: Desk, run: str, found: list[Evidence]) -> None:
@@ -216,60 +255,58 @@ def _read_only(desk: Desk) -> Finding:
     return passed({"can": "read only"})
 
 
-def _bucket(desk: Desk) -> Finding:
-    with speaking_store(f"reach bucket {desk.bucket.name}"):
+def _bucket(bucket: Bucket, region: str, variables: str) -> Finding:
+    with speaking_store(f"reach bucket {bucket.name}"):
         try:
-            answer = desk.bucket.client.head_bucket(Bucket=desk.bucket.name)
-        except desk.bucket.client.exceptions.ClientError as error:
+            answer = bucket.client.head_bucket(Bucket=bucket.name)
+        except bucket.client.exceptions.ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
-                return failed(
-                    {"bucket": "missing"}, "create it (docs/first-run.md) or correct PAYME_OPS__BACKUP__BUCKET"
-                )
+                return failed({"bucket": "missing"}, f"create it (docs/first-run.md) or correct {variables}BUCKET")
             raise
-        location = desk.bucket.client.get_bucket_location(Bucket=desk.bucket.name).get("LocationConstraint")
-    region = answer.get("BucketRegion") or location or "us-east-1"
-    if region != desk.settings.backup.region:
+        location = bucket.client.get_bucket_location(Bucket=bucket.name).get("LocationConstraint")
+    found = answer.get("BucketRegion") or location or "us-east-1"
+    if found != region:
         return failed(
-            {"region": region, "settings_say": desk.settings.backup.region},
-            "use a bucket in that region, or correct PAYME_OPS__BACKUP__REGION",
+            {"region": found, "settings_say": region},
+            f"use a bucket in that region, or correct {variables}REGION",
         )
-    return passed({"region": region})
+    return passed({"region": found})
 
 
-def _encryption(desk: Desk) -> Finding:
+def _encryption(bucket: Bucket) -> Finding:
     try:
-        with speaking_store(f"read the encryption of bucket {desk.bucket.name}"):
-            answer = desk.bucket.client.get_bucket_encryption(Bucket=desk.bucket.name)
+        with speaking_store(f"read the encryption of bucket {bucket.name}"):
+            answer = bucket.client.get_bucket_encryption(Bucket=bucket.name)
         defaults = answer["ServerSideEncryptionConfiguration"]["Rules"][0]["ApplyServerSideEncryptionByDefault"]
     except (NotFound, KeyError):  # KeyError: a store that does not know the question answers 200 with something else
         return failed({"default_encryption": "none"}, "turn on default encryption of the bucket (docs/first-run.md)")
     return passed({"default_encryption": defaults["SSEAlgorithm"]})
 
 
-def _versioning(desk: Desk) -> Finding:
-    with speaking_store(f"read the versioning of bucket {desk.bucket.name}"):
-        status = desk.bucket.client.get_bucket_versioning(Bucket=desk.bucket.name).get("Status", "off")
+def _versioning(bucket: Bucket) -> Finding:
+    with speaking_store(f"read the versioning of bucket {bucket.name}"):
+        status = bucket.client.get_bucket_versioning(Bucket=bucket.name).get("Status", "off")
     if status != "Enabled":
         return failed({"versioning": status}, "turn on versioning: deleted backups can then be brought back")
     return passed({"versioning": status})
 
 
-def _object_lock(desk: Desk) -> Finding:
+def _object_lock(bucket: Bucket, *, needed: bool) -> Finding:
     try:
-        with speaking_store(f"read the Object Lock of bucket {desk.bucket.name}"):
-            desk.bucket.client.get_object_lock_configuration(Bucket=desk.bucket.name)
+        with speaking_store(f"read the Object Lock of bucket {bucket.name}"):
+            bucket.client.get_object_lock_configuration(Bucket=bucket.name)
     except NotFound:
-        if desk.settings.profile is Profile.PRODUCTION:
+        if needed:
             return failed({"object_lock": "off"}, "use a bucket made with Object Lock (docs/first-run.md)")
         return passed({"object_lock": "off"})
     return passed({"object_lock": "on"})
 
 
-def _written_once(desk: Desk) -> Finding:
+def _written_once(bucket: Bucket, encryption: dict[str, Any]) -> Finding:
     """Some stores overwrite where they should answer 412; a manifest there could be replaced unseen."""
     for _ in range(2):
         try:
-            desk.bucket.put_if_absent(PROBE_KEY, b"payme-ops writes this object once\n", **desk.placement.encryption())
+            bucket.put_if_absent(PROBE_KEY, b"payme-ops writes this object once\n", **encryption)
         except AlreadyExists:
             return passed({"second_write": "refused with 412"})
     return failed({"second_write": "accepted"}, "this store ignores If-None-Match; use one that honours it")
@@ -331,3 +368,8 @@ def _lease_free(desk: Desk) -> Finding:
 def _lease_report(desk: Desk) -> Finding:
     holder = lease.peek(desk.ops, desk.lease_name)
     return passed({"held_by": f"{holder.holder} since {show(holder.since)}" if holder else "nobody"})
+
+
+# What every run needs, whichever bucket it writes to.
+_SIGNING_KEY = ("signing_key", "readable and among the trusted keys", "settings", _signing_key)
+_OPS_DATABASE = ("ops_database", "answers and has its schema", "connection payme_ops_db", _ops_database)

@@ -57,11 +57,16 @@ def change_content(
     return replace_archive(bucket, done, dumped if inside else zstd.compress(dumped, 1), signing_key=signing_key)
 
 
-def replace_archive(bucket: Bucket, done: Manifest, data: bytes, *, signing_key: Ed25519PrivateKey) -> Manifest:
-    """Seal `data` to the backup's recipients, put it in the archive's place, and sign a manifest that fits it."""
-    sealed = io.BytesIO()
-    seal(iter([data]), sealed, done.sealing.recipients)
-    body = sealed.getvalue()
+def replace_archive(
+    bucket: Bucket,
+    done: Manifest,
+    data: bytes,
+    *,
+    signing_key: Ed25519PrivateKey,
+    recipients: dict[str, str] | None = None,
+) -> Manifest:
+    """Seal `data` (to the backup's recipients), put it in the archive's place, and sign a manifest that fits it."""
+    body = sealed_to(recipients or done.sealing.recipients, data)
     archive = SealedObject(key=done.archive.key, size_bytes=len(body), sha256=hashlib.sha256(body).hexdigest())
     bucket.put(archive.key, body)
     return sign_again(bucket, done.model_copy(update={"archive": archive}), signing_key=signing_key)
@@ -104,3 +109,18 @@ def _tool(cluster: Cluster, name: str, *arguments: str) -> None:
         check=True,
         env={"PATH": os.defpath, "LC_ALL": "C"},
     )
+
+
+def replace_globals(bucket: Bucket, done: Manifest, script: bytes, *, signing_key: Ed25519PrivateKey) -> Manifest:
+    """The same with the roles."""
+    sealed = sealed_to(done.sealing.recipients, script)
+    stored = SealedObject(key=done.globals.key, size_bytes=len(sealed), sha256=hashlib.sha256(sealed).hexdigest())
+    bucket.put(stored.key, sealed)
+    return sign_again(bucket, done.model_copy(update={"globals": stored}), signing_key=signing_key)
+
+
+def sealed_to(recipients: dict[str, str], data: bytes) -> bytes:
+    """The bytes sealed to those recipients."""
+    sealed = io.BytesIO()
+    seal(iter([data]), sealed, recipients)
+    return sealed.getvalue()

@@ -6,6 +6,7 @@ from airflow.sdk import Param, dag, task
 
 from payme_ops.orchestration.approval import ApprovalGate
 from payme_ops.orchestration.defaults import Area, Risk, dag_options
+from payme_ops.orchestration.retrieval import ReadableOperator
 
 
 @dag(
@@ -35,6 +36,12 @@ def backup_restore():
         from payme_ops.orchestration import rollback
 
         return rollback.check_request()
+
+    # The application runs on while an archive is brought back. XCom is good enough here: what is restored is what
+    # the evidence names, and that fails when it cannot be read.
+    readable = ReadableOperator(
+        task_id="readable", backup="{{ ti.xcom_pull(task_ids='check_request') }}", queue="restore"
+    )
 
     @task(queue="restore")
     def stop_application():
@@ -106,7 +113,7 @@ def backup_restore():
     started = start_application().as_teardown(setups=request)
     told = tell().as_teardown(setups=request)
     ended = verdict().as_teardown(setups=request, on_failure_fail_dagrun=True)
-    request >> stop_application() >> confirm_stopped >> restore_beside() >> measure_loss() >> approve_swap
+    request >> readable >> stop_application() >> confirm_stopped >> restore_beside() >> measure_loss() >> approve_swap
     approve_swap >> swap() >> started >> told >> by_hand >> ended
 
 

@@ -7,6 +7,7 @@ import pytest
 
 WAY = [
     "check_request",
+    "readable",
     "stop_application",
     "confirm_stopped",
     "restore_beside",

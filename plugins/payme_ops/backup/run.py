@@ -60,6 +60,11 @@ class Desk:
         return store.Placement(self.bucket, backup.storage_class, backup.kms_key_id)
 
     @property
+    def copy_placement(self) -> store.Placement:
+        """Where copies go, in the other region."""
+        return store.Placement(self.copies, self.settings.backup.storage_class, None, by_bucket=True)
+
+    @property
     def source(self) -> Source:
         """What is dumped."""
         return Source(self.database, self.settings.postgres.client_dirs)

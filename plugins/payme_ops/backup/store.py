@@ -22,14 +22,17 @@ from payme_ops.foundation.signing import sign
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how objects are written."""
+    """Where and how objects are written. `by_bucket`: encrypted by the bucket's default, not by an argument."""
 
     bucket: Bucket
     storage_class: str
     kms_key_id: str | None
+    by_bucket: bool = False  # the other region: a KMS key is of no use outside its own
 
     def encryption(self) -> dict[str, Any]:
         """Server-side encryption arguments of every write."""
+        if self.by_bucket:
+            return {}
         if self.kms_key_id:
             return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self.kms_key_id}
         return {"ServerSideEncryption": "AES256"}

@@ -22,6 +22,7 @@ from tests.support.waiting import eventually
 
 BLOCKS = document.blocks("first-run.md")
 BUCKET, REGION = "payme-first-run", "af-south-1"
+COPY_BUCKET, COPY_REGION = "payme-first-run-dr", "eu-west-1"
 # The stand-in for AWS asks for permissions from here on: the administrator's part is done.
 FROM_HERE_ON = "payme_ops ops-db migrate"
 # Every check, through Airflow's connections.
@@ -124,7 +125,7 @@ def environment(folder: Path, server: postgres.Cluster, certificate: Path, aws: 
     }
 
 
-def values(folder: Path, server: postgres.Cluster) -> dict[str, str]:
+def values(folder: Path, server: postgres.Cluster, scratch: Path) -> dict[str, str]:
     (folder / "usb").mkdir()
     place = {"HOST": "127.0.0.1", "PORT": str(server.port)}
     return {
@@ -138,8 +139,11 @@ def values(folder: Path, server: postgres.Cluster) -> dict[str, str]:
         **{f"OPS_{name}": value for name, value in place.items()},
         "SSLMODE": "verify-full",
         "CLIENT_DIRS": str(server.bin_dir),
+        "SCRATCH": str(scratch),
         "BUCKET": BUCKET,
         "REGION": REGION,
+        "COPY_BUCKET": COPY_BUCKET,
+        "COPY_REGION": COPY_REGION,
         "SENTRY_DSN": "https://key@sentry.invalid/1",
         "AUTH_MANAGER": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
     }
@@ -150,12 +154,15 @@ def enforcing(url: str) -> str:
 
     S3 asks for s3:ListBucket where a bucket's head is read; the stand-in has an action of its own for it.
     """
-    head = {"Effect": "Allow", "Action": "s3:HeadBucket", "Resource": f"arn:aws:s3:::{BUCKET}"}
+    buckets = [f"arn:aws:s3:::{name}" for name in (BUCKET, COPY_BUCKET)]
+    head = {"Effect": "Allow", "Action": "s3:HeadBucket", "Resource": buckets}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [head]})
+    heads = [
+        f"aws iam put-user-policy --user-name {name} --policy-name head --policy-document '{policy}'\n"
+        for name in ("payme_s3_write", "payme_s3_prune")
+    ]
     return (
-        "aws iam put-user-policy --user-name payme_s3_write --policy-name head"
-        f" --policy-document '{policy}'\n"
-        '"$PYTHON" -c "from urllib.request import Request, urlopen;'
+        "".join(heads) + '"$PYTHON" -c "from urllib.request import Request, urlopen;'
         f" urlopen(Request('{url}/moto-api/reset-auth', data=b'0', headers={{'Content-Type': 'text/plain'}}))\"\n"
     )
 
@@ -164,11 +171,12 @@ def test_the_lines_lead_to_a_backup_that_restores(
     tmp_path: Path, server: postgres.Cluster, certificate: Path, aws: str
 ) -> None:
     env = environment(tmp_path, server, certificate, aws)
-    lines = [document.with_values(BLOCKS[0], values(tmp_path, server)), *BLOCKS[1:]]
+    lines = [document.with_values(BLOCKS[0], values(tmp_path, server, certificate / "scratch")), *BLOCKS[1:]]
     step = next(number for number, text in enumerate(lines) if FROM_HERE_ON in text)
     told = document.run([*lines[:step], enforcing(aws), *lines[step:]], env, tmp_path)
 
     assert re.search(r"database payme_first_restore holds [0-9,]+ rows, equal to the manifest", told)
+    assert re.search(r"daily.*VERIFIED", told)
     desk = tmp_path / "desk"
     for path in desk.iterdir():
         assert path.stat().st_mode & 0o077 == 0, f"others may read {path.name}"
@@ -195,18 +203,39 @@ def require_airflow_door(env: dict[str, str], desk: Path) -> None:
 
 
 def require_least_power(env: dict[str, str], desk: Path) -> None:
-    """The writer cannot delete, the reader cannot write."""
+    """What each identity may do, and what it may not, in both buckets."""
     profiles = {
         **{name: value for name, value in env.items() if not name.startswith("AWS_ACCESS")},
         "AWS_CONFIG_FILE": str(desk / "aws_config"),
         "AWS_SHARED_CREDENTIALS_FILE": str(desk / "aws_credentials"),
     }
-    for profile, action in (("payme_s3_write", "delete-object"), ("payme_s3_restore", "put-object")):
-        ended = subprocess.run(
-            ["aws", "--profile", profile, "s3api", action, "--bucket", BUCKET, "--key", "postgres/payme/x"],
+
+    def attempt(profile: str, bucket: str, action: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["aws", "--profile", profile, "s3api", action, "--bucket", bucket, *arguments],
             env=profiles,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert "AccessDenied" in ended.stderr or "Forbidden" in ended.stderr, ended
+
+    key, found = ("--key", "postgres/payme/daily/x/archive"), ("--key", "postgres/payme/daily/x/verification.json")
+    settings = ("--versioning-configuration", "Status=Suspended")
+    for bucket in (BUCKET, COPY_BUCKET):
+        version = json.loads(attempt("payme_s3_write", bucket, "put-object", *key).stdout)["VersionId"]
+        assert attempt("payme_s3_restore", bucket, "put-object", *found).returncode == 0
+        for profile, action, *arguments in (
+            ("payme_s3_write", "delete-object", *key),
+            ("payme_s3_restore", "put-object", *key),
+            ("payme_s3_restore", "delete-object", *key),
+            ("payme_s3_prune", "put-object", *key),
+            ("payme_s3_prune", "delete-object", *key, "--version-id", version),
+            *((one, "put-bucket-versioning", *settings) for one in ("payme_s3_write", "payme_s3_prune")),
+        ):
+            ended = attempt(profile, bucket, action, *arguments)
+            assert "AccessDenied" in ended.stderr or "Forbidden" in ended.stderr, (profile, action, ended)
+        assert attempt("payme_s3_prune", bucket, "head-object", *key).returncode == 0
+        assert attempt("payme_s3_prune", bucket, "delete-object", *key).returncode == 0
+        assert (
+            attempt("payme_s3_write", bucket, "get-object", *key, "--version-id", version, "/dev/null").returncode == 0
+        )

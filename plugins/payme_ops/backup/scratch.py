@@ -28,6 +28,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from payme_ops.foundation.errors import NotFound, SettingsError, Unavailable
+from payme_ops.foundation.objectstore import MIB
 from payme_ops.foundation.postgres import client_tool
 from payme_ops.foundation.progress import Report, size
 
@@ -36,6 +37,7 @@ SUPERUSER = "payme_ops_scratch"
 _PREFIX = "payme-ops-"
 _LOCK = "lock"
 _START_SECONDS = 60
+WAL_BYTES = 4 * 1024 * MIB
 _SOCKET_LIMIT = 107  # bytes of a socket's path, Linux
 # Nothing here has to outlive a crash. Measured on 2 cores: three quarters of the time of a server's defaults.
 _SETTINGS = {
@@ -45,7 +47,7 @@ _SETTINGS = {
     "full_page_writes": "off",
     "wal_level": "minimal",
     "max_wal_senders": "0",
-    "max_wal_size": "4GB",
+    "max_wal_size": f"{WAL_BYTES // MIB}MB",
     "autovacuum": "off",
     "archive_mode": "off",
     "shared_buffers": "256MB",
@@ -123,7 +125,9 @@ def server(place: Path, major: int, client_dirs: list[str]) -> Iterator[str]:
 
 def _make(scratch_dir: Path) -> None:
     try:
-        scratch_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not scratch_dir.exists():
+            scratch_dir.mkdir(parents=True, exist_ok=True)
+            scratch_dir.chmod(0o711)  # whatever the umask: the server's user has to pass through
     except OSError as error:
         raise SettingsError(
             f"{scratch_dir} cannot be made",
@@ -208,7 +212,12 @@ def _initdb(data: Path, initdb: Path, password: str, who: dict[str, Any]) -> Non
         os.close(read_end)
     if ended.returncode != 0:
         said = ended.stderr.decode(errors="replace").strip()[-300:]
-        raise Unavailable("initdb failed", expected="a new cluster", found=f"exit code {ended.returncode}: {said}")
+        raise Unavailable(
+            "initdb failed",
+            expected="a new cluster",
+            found=f"exit code {ended.returncode}: {said}",
+            remedy="as root it runs as nobody, who has to pass through every folder above the scratch folder",
+        )
 
 
 def _start(postgres: Path, base: Path, data: Path, who: dict[str, Any]) -> "subprocess.Popen[bytes]":

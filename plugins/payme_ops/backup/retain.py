@@ -79,12 +79,14 @@ class Row:
 class Plan:
     """What is to happen, and why. `proof` is the newest verified backup, "" without one.
 
-    `frozen`: why nothing may be deleted; `asks`: why a person has to agree. Both are "" on an ordinary day.
+    `frozen`: why nothing may be deleted; `asks`: why a person has to agree. Both are "" on an ordinary day. `alarms`:
+    frozen, and not only because no backup is old enough yet to have been tested in time.
     """
 
     rows: list[Row]
     proof: str
     frozen: str
+    alarms: bool
     asks: str
 
     @property
@@ -174,6 +176,9 @@ def plan(found: Survey, now: datetime, *, proof_days: int, begun: Collection[str
     """
     proof = _newest(found.entries, {State.VERIFIED}, not_after=now + MAX_CLOCK_SKEW)
     frozen = _frozen(proof, now, timedelta(days=proof_days))
+    alarms = bool(frozen) and any(
+        now - one.started_at >= timedelta(days=proof_days) for one in found.entries if one.manifest
+    )
     floors = {
         _prefix(newest): rule
         for tier in RETENTION
@@ -187,7 +192,7 @@ def plan(found: Survey, now: datetime, *, proof_days: int, begun: Collection[str
     rows += [_judge_leftover(one, now, begun) for one in found.leftovers]
     rows = [_restrained(row, frozen, found.held) for row in rows]
     rows.sort(key=lambda row: (list(Tier).index(row.tier), row.backup))
-    return Plan(rows, _prefix(proof) if proof else "", frozen, _asks(rows, found.clock_skew))
+    return Plan(rows, _prefix(proof) if proof else "", frozen, alarms, _asks(rows, found.clock_skew))
 
 
 def _newest(candidates: Iterable[Entry], states: set[State], *, not_after: datetime | None = None) -> Entry | None:
@@ -306,17 +311,16 @@ def planned(shown: Evidence) -> list[str]:
 # -- doing ------------------------------------------------------------------------------------------------------
 
 
-def apply(catalogue: Catalogue, ops: str, run: str, *, proof_days: int, report: Report) -> Evidence:
-    """Delete what the run's plan says, manifests first, and record it. Killed and run again it goes on.
+def apply(catalogue: Catalogue, ops: str, run: str, shown: Evidence, *, proof_days: int, report: Report) -> Evidence:
+    """Delete what the described plan says, manifests first, and record it. Killed and run again it goes on.
 
     Plans again right before. What would be deleted by now but was not planned waits for the next plan; if anything
     planned would be kept by now, nothing is deleted. The caller has made sure that a person agreed where the plan asks.
-    Raises NotFound without a plan, NotApproved when it changed, LeaseHeld, StoreUnavailable, StoreRefused.
+    Raises NotApproved when the plan changed, LeaseHeld, LeaseLost, StoreUnavailable, StoreRefused.
     """
-    started, wanted = utc_now(), planned(evidence.latest(ops, run, PLAN))
+    started, wanted = utc_now(), planned(shown)
     with lease.hold(ops, f"retention:{catalogue.database}"[:63], run) as held:
-        found = survey(catalogue, started)
-        again = plan(found, started, proof_days=proof_days, begun=wanted)
+        again = plan(survey(catalogue, started), started, proof_days=proof_days, begun=wanted)
         _require_unchanged(wanted, again)
         objects = 0
         for row in again.deletions:

@@ -47,10 +47,11 @@ def alert_failed_run(context: "Context") -> None:
     _log.info("alert %s for %s: %s", alert.key, alert.occurrence, outcome)
 
 
-def inform(context: "Context", what: str, why: str, todo: str) -> None:
+def inform(context: "Context", what: str, why: str, todo: str, *, once: str = "") -> None:
     """Tell the on-call channel something of a run that is no failure; all of one DAG's is one thread.
 
-    Told once for one run and `what`. Like an alert it is written first, and never stops the task.
+    Told once for one run and `what`; with `once`, once for what that names, whichever run finds it again. Like an
+    alert it is written first, and never stops the task.
     """
     from payme_ops.foundation.alert import Alert, Severity, raise_alert
     from payme_ops.foundation.settings import AlertSettings
@@ -58,7 +59,7 @@ def inform(context: "Context", what: str, why: str, todo: str) -> None:
     dag_id, page, link = _pages(context)
     alert = Alert(
         key=f"run_says:{dag_id}",
-        occurrence=f"{_occurrence(context)}/{what}",
+        occurrence=f"{dag_id}/{once}" if once else f"{_occurrence(context)}/{what}",
         severity=Severity.WARNING,
         what=what,
         why=why,

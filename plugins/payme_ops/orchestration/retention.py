@@ -1,0 +1,122 @@
+"""Retention as task bodies: context in, alert and skip out; the work is in payme_ops.backup.retain."""
+
+import logging
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import Context, get_current_context
+from airflow.sdk.exceptions import AirflowSkipException
+
+from payme_ops.backup import retain, swap
+from payme_ops.backup.retain import APPLIED, PLAN, Plan
+from payme_ops.foundation import evidence, settings
+from payme_ops.foundation.clock import show, utc_now
+from payme_ops.foundation.errors import NotFound, SettingsError
+from payme_ops.foundation.evidence import Evidence, Verdict
+from payme_ops.foundation.scrub import scrub
+from payme_ops.foundation.stop import stoppable
+from payme_ops.orchestration import alerting
+from payme_ops.orchestration.approval import require_approval
+from payme_ops.orchestration.connections import conninfo
+from payme_ops.orchestration.doors import catalogue, run_name
+
+_log = logging.getLogger("payme_ops.backup")
+
+_OPS, _S3 = "payme_ops_db", "payme_s3_prune"
+
+
+def plan() -> bool:
+    """Make the plan, log and record it, tell people of a freeze; answers whether anything is to be deleted now."""
+    context = get_current_context()
+    _require_reason(context)
+    config, now, where = settings.load(), utc_now(), catalogue(_S3)
+    made = retain.plan(retain.survey(where, now), now, proof_days=config.targets.proof_days)
+    shown = retain.describe(made, where.database, actor=run_name(context), proof_days=config.targets.proof_days)
+    evidence.record(conninfo(_OPS), run_name(context), [shown])
+    _log_table(shown)
+    if made.alarms:
+        _tell(context, made)
+    return bool(made.deletions) and not context["params"]["dry_run"]
+
+
+def apply(gate: str) -> dict[str, Any]:
+    """Delete what was planned; what the plan asks a person for, only with `gate`'s approval of exactly that plan."""
+    context = get_current_context()
+    if context["params"]["dry_run"]:
+        raise AirflowSkipException("a dry run deletes nothing")
+    ops, run = conninfo(_OPS), run_name(context)
+    shown = evidence.latest(ops, run, PLAN)
+    if shown.verdict is not Verdict.PASS:
+        require_approval(context, gate=gate, evidence_item=PLAN)
+    proof_days = settings.load().targets.proof_days
+    with stoppable():
+        done = retain.apply(catalogue(_S3), ops, run, shown, proof_days=proof_days, report=_log.info)
+    return dict(done.measured)
+
+
+def drop_replaced() -> list[str]:
+    """Drop the databases that a restore into production replaced, when they were kept as long as is set."""
+    context = get_current_context()
+    _require_reason(context)
+    kept, server = timedelta(days=settings.load().backup.keep_replaced_days), conninfo("payme_db_restore")
+    if context["params"]["dry_run"]:
+        for mark in swap.replaced(server):
+            _log.info("%s, replaced %s, is kept until %s", mark.name, show(mark.at), show(mark.at + kept))
+        return []
+    return swap.drop_replaced(server, older_than=kept, report=_log.info)
+
+
+def verdict(gate: str) -> str:
+    """The run's colour: green when what was planned is done, or nothing was to be done.
+
+    Raises NotApproved when a person said no, or nobody answered; NotFound when the plan was not applied.
+    """
+    context = get_current_context()
+    ops, run = conninfo(_OPS), run_name(context)
+    shown = evidence.latest(ops, run, PLAN)
+    if context["params"]["dry_run"]:
+        return "dry run: nothing was deleted"
+    if not retain.planned(shown):
+        return f"nothing was deleted; frozen: {shown.measured['frozen']}"
+    if shown.verdict is not Verdict.PASS:
+        require_approval(context, gate=gate, evidence_item=PLAN)
+    done = evidence.latest(ops, run, APPLIED).measured["deleted"]
+    if done != retain.planned(shown):
+        raise NotFound("the newest plan was not applied", expected="it done", remedy="clear the task apply")
+    return f"{len(done)} deleted"
+
+
+def _require_reason(context: Context) -> None:
+    """Who deletes by hand says why; the schedule needs no reason, and a dry run none."""
+    params, reason = context["params"], context["params"].get("reason")
+    if reason:
+        _log.info("reason given: %s", scrub(reason))
+    elif context["dag_run"].run_type == "manual" and not params["dry_run"]:
+        raise SettingsError(
+            "retention by hand wants a reason",
+            expected="why it is not left to the schedule; it is kept in the log",
+            found="none",
+            remedy="trigger it again with a reason, or as a dry run",
+        )
+
+
+def _log_table(shown: Evidence) -> None:
+    facts = shown.measured
+    for name in ("rows by action", "newest verified", "frozen", "a person is asked because"):
+        _log.info("%s: %s", name, evidence.plain(facts[name]))
+    line = "%-8s  %-58s  %-42s  %s%s"
+    _log.info(line, "action", "backup", "rule", "evidence", "")
+    for row in facts["rows"]:
+        until = f", undo until {row['undo until']}" if row["undo until"] else ""
+        _log.info(line, row["action"], row["backup"], row["rule"], row["evidence"], until)
+
+
+def _tell(context: Context, made: Plan) -> None:
+    held = sum(row.rule.startswith("frozen") for row in made.rows)
+    alerting.inform(
+        context,
+        "Retention is frozen: no backup is deleted",
+        f"{made.frozen[:1].upper()}{made.frozen[1:]}. {held} deletions wait.",
+        "Get a restore test to pass; retention goes on by itself then. Runbook: docs/runbooks/backup_retention.md",
+        once=f"frozen since {made.proof or 'ever'}",
+    )

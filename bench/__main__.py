@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench import bed, results
-from bench.arms import TITLES, Arm, measure, verify
+from bench.arms import TITLES, Arm, measure, prepare_restores, verify
 from bench.measure import CommandFailed, Sample
 from bench.results import QUIET_CORES, TARGETS, Round
 from payme_ops.foundation.errors import PaymeOpsError
@@ -56,14 +56,22 @@ def main() -> int:
 
 def _rounds(here: bed.Bed, say: Callable[[str], None]) -> list[Round]:
     """Each arm once a round, so that what disturbs the machine for a while disturbs all of them."""
-    arms = [arm for arm in Arm if arm.database in here.databases]
+    arms = [arm for arm in Arm if arm.database in here.databases and not arm.restores]
     say("not counted: caches are warmed, and one backup is read whole and opened, so that what is measured is one")
     for arm in (Arm.TINY, Arm.LIMIT, Arm.WHOLE):
         measure(arm, here)
     verify(here)
+    backups = _interleaved(arms, here, "backups", say)
+    say("not counted: a backup of ours, a file of the old script and a local archive are made, to be restored")
+    prepare_restores(here)
+    restores = _interleaved([arm for arm in Arm if arm.restores], here, "restores", say)
+    return [{**backup, **restore} for backup, restore in zip(backups, restores, strict=True)]
+
+
+def _interleaved(arms: list[Arm], here: bed.Bed, what: str, say: Callable[[str], None]) -> list[Round]:
     rounds: list[Round] = []
     for number in range(ROUNDS):
-        say(f"round {number + 1} of {ROUNDS}")
+        say(f"{what}, round {number + 1} of {ROUNDS}")
         rounds.append({arm: measure(arm, here) for arm in (arms if number % 2 == 0 else arms[::-1])})
     return rounds
 

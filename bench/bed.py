@@ -20,6 +20,7 @@ import boto3
 import psycopg
 from psycopg import sql
 
+from bench.measure import CommandFailed
 from payme_ops.foundation import opsdb
 from payme_ops.foundation.objectstore import CLIENT_CONFIG
 from sandbox import postgres, s3, world
@@ -39,7 +40,8 @@ POSTGRES_SETTINGS = {"shared_buffers": "512MB"}
 _ACCESS_KEY = "PAYMEBENCHPAYMEBENCH"
 _REGION = "us-east-1"  # what rclone answers, and our preflight compares
 _PROFILE = "payme_s3_write"
-_DISK_BYTES = 2_000  # for each transaction: its rows, their WAL, and twice their dump
+_DISK_BYTES = 3_500  # for each transaction: its rows, their WAL, twice their dump, and its rows restored
+_TARGET = "payme_bench_restored"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,27 @@ class Bed:
         with psycopg.connect(database.world.cluster.conninfo(), autocommit=True) as connection:
             connection.execute("CHECKPOINT")
         os.sync()
+
+    def settle_target(self, database: Database) -> None:
+        """A new database to restore into; nothing of an earlier restore, and what is in the store stays."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir()
+        with psycopg.connect(database.world.cluster.conninfo(), autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE IF EXISTS {_TARGET} WITH (FORCE)")
+            connection.execute(f"CREATE DATABASE {_TARGET} TEMPLATE template0")
+            connection.execute("CHECKPOINT")
+        os.sync()
+
+    def target_environment(self, database: Database) -> Mapping[str, str]:
+        """That of the database, and BENCH_TARGET, the conninfo to restore into."""
+        scratch = {"PAYME_OPS__BACKUP__SCRATCH_DIR": str(self.scratch)}
+        return {**database.env, **scratch, "BENCH_TARGET": database.world.cluster.conninfo(_TARGET)}
+
+    def require_restored(self, database: Database) -> None:
+        """Raises CommandFailed unless the database restored into has the source's rows."""
+        counts = [_count(database.world, name) for name in (generate.DATABASE, _TARGET)]
+        if counts[0] != counts[1]:
+            raise CommandFailed(f"the restore brought back {counts[1]} transactions of {counts[0]}")
 
     def stored_bytes(self) -> int:
         """Bytes in the bucket."""
@@ -111,6 +134,9 @@ def standing(scale: str, say: Callable[[str], None]) -> Iterator[Bed]:
             yield Bed(databases, _store(databases["whole"].env), pids["rclone"], root / "scratch")
         finally:
             shutil.rmtree(root / "scratch", ignore_errors=True)
+            (root / "local.dump").unlink(missing_ok=True)
+            with psycopg.connect(databases["whole"].world.cluster.conninfo(), autocommit=True) as connection:
+                connection.execute(f"DROP DATABASE IF EXISTS {_TARGET} WITH (FORCE)")
     shutil.rmtree(root / "objects")
 
 
@@ -206,6 +232,12 @@ def _prepare(made: World, size: generate.Size, say: Callable[[str], None]) -> No
 def _size_bytes(made: World) -> int:
     with psycopg.connect(made.cluster.conninfo(generate.DATABASE)) as connection:
         row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _count(made: World, dbname: str) -> int:
+    with psycopg.connect(made.cluster.conninfo(dbname)) as connection:
+        row = connection.execute("SELECT count(*) FROM transactions").fetchone()
     return int(row[0]) if row else 0
 
 

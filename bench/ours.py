@@ -1,4 +1,4 @@
-"""Our own arms, each in a process of its own: `python -m bench.ours whole|no_truth`.
+"""Our own arms, each in a process of its own: `python -m bench.ours whole|no_truth|restore`.
 
 `whole` is `python -m payme_ops backup run`, with one difference: three preflight checks still run, but their verdict
 is recorded as bypassed. They ask for what `rclone serve s3` has not (it overwrites where S3 answers 412), and no
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from payme_ops import cli
-from payme_ops.backup import preflight, store
+from payme_ops.backup import catalogue, preflight, restore, scratch, store
 from payme_ops.backup.dump import Dumped, Source, dump
 from payme_ops.backup.globals import dump_globals
 from payme_ops.backup.run import Desk
@@ -23,8 +23,8 @@ NOT_OF_THIS_STORE = frozenset({"bucket_encryption", "bucket_versioning", "writte
 
 
 def main() -> None:
-    """One backup; the environment is that of the CLI."""
-    {"whole": _whole, "no_truth": _no_truth}[sys.argv[1]]()
+    """One backup or restore; the environment is that of the CLI."""
+    {"whole": _whole, "no_truth": _no_truth, "restore": _restore}[sys.argv[1]]()
 
 
 def _whole() -> None:
@@ -55,6 +55,18 @@ def _no_truth() -> None:
     application = f"payme_ops:bench:{os.getpid()}"
     dumped = dump(source, application, consume, report=_say)
     put(iter([dump_globals(source, dumped.server.major, application)]), "globals.sql.age")
+
+
+def _restore() -> None:
+    """The newest backup into the empty database BENCH_TARGET: found, downloaded, compared, decrypted, restored."""
+    config, where = settings.load(), doors.catalogue("payme_s3_restore")
+    entry = catalogue.find(where, "latest")
+    found = catalogue.load(where.stores.of(entry.tier), entry.key, where.manifest_keys)
+    identity = restore.load_identity(config.backup.identity_file)
+    with scratch.folder(config.backup.scratch_dir, needed_bytes=restore.archive_bytes(found), report=_say) as place:
+        archive = restore.open_archive(where.stores.of(entry.tier), found, identity, place, report=_say)
+        dirs = config.postgres.client_dirs
+        restore.fill(archive, found.server.major, os.environ["BENCH_TARGET"], dirs, jobs=2, report=_say)
 
 
 def _say(line: str) -> None:

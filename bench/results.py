@@ -27,6 +27,8 @@ TARGETS: dict[str, tuple[float | None, float | None]] = {
     "backup.seconds_per_gb_growth": (0.8, 1.2),
     "backup.seconds_per_gb_growth_beyond_start": (0.8, 1.2),
     "backup.start_and_end_seconds": (None, 2.0),
+    "restore.speedup_vs_seed": (1.3, None),
+    "restore.wall_vs_limit": (None, 1.25),
 }
 
 
@@ -45,7 +47,15 @@ def summarise(scale: str, rounds: Sequence[Round], database_bytes: Mapping[str, 
         add(f"backup.speedup_vs_seed{suffix}", "x", [r[Arm.SEED].wall_seconds / r[arm].wall_seconds for r in rounds])
         add(f"backup.wall_vs_limit{suffix}", "x", [r[arm].wall_seconds / r[Arm.LIMIT].wall_seconds for r in rounds])
         add(f"backup.peak_rss_mb{suffix}", "MB", [r[arm].peak_rss_bytes / _MB for r in rounds], max)
+    add(
+        "restore.speedup_vs_seed", "x", [r[Arm.RESTORE_SEED].wall_seconds / r[Arm.RESTORE].wall_seconds for r in rounds]
+    )
+    add("restore.wall_vs_limit", "x", [r[Arm.RESTORE].wall_seconds / r[Arm.RESTORE_LIMIT].wall_seconds for r in rounds])
+    add("restore.peak_rss_mb", "MB", [r[Arm.RESTORE].peak_rss_bytes / _MB for r in rounds], max)
     for arm, name in (
+        (Arm.RESTORE, "restore.{}"),
+        (Arm.RESTORE_SEED, "seed.restore_{}"),
+        (Arm.RESTORE_LIMIT, "limit.restore_{}"),
         (Arm.WHOLE, "backup.{}"),
         (Arm.NO_TRUTH, "backup.{}_no_truth"),
         (Arm.SEED, "seed.{}"),

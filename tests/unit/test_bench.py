@@ -28,7 +28,8 @@ ASKED = {
     f"backup.{name}{suffix}"
     for name in ("speedup_vs_seed", "wall_vs_limit", "peak_rss_mb")
     for suffix in ("", "_no_truth")
-}
+} | {"restore.speedup_vs_seed", "restore.wall_vs_limit"}
+RESTORES = {Arm.RESTORE_SEED: 13.0, Arm.RESTORE: 10.0, Arm.RESTORE_LIMIT: 8.0}
 GROWTH = {"backup.seconds_per_gb_growth", "backup.seconds_per_gb_growth_beyond_start"}
 
 
@@ -47,7 +48,7 @@ def sample(wall: float, *, peak_mb: float = 120) -> Sample:
 def rounds(scale: str) -> list[results.Round]:
     made: list[results.Round] = []
     for number, walls in enumerate(ROUNDS):
-        others = {Arm.TINY: 1.0, Arm.NO_TRUTH: 6.0, **({Arm.QUARTER: 3.0} if scale == "full" else {})}
+        others = {Arm.TINY: 1.0, Arm.NO_TRUTH: 6.0, **RESTORES, **({Arm.QUARTER: 3.0} if scale == "full" else {})}
         made.append({arm: sample(wall, peak_mb=120 + number) for arm, wall in (walls | others).items()})
     return made
 
@@ -74,6 +75,8 @@ def test_ratios_are_taken_within_a_round_and_a_peak_is_the_largest() -> None:
     assert (speedup["min"], speedup["value"], speedup["max"]) == (2.5, 3.0, 4.0)
     assert (against_limit["min"], against_limit["value"], against_limit["max"]) == (1.6, 2.0, 4.0)
     assert figures["backup.peak_rss_mb"]["value"] == 122
+    assert figures["restore.speedup_vs_seed"]["value"] == 1.3
+    assert figures["restore.wall_vs_limit"]["value"] == 1.25
     assert figures["backup.cpu_seconds"]["value"] == 7.5  # client and server of the middle round
 
 
@@ -116,6 +119,7 @@ def fake_bed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     monkeypatch.setattr(program.bed, "standing", standing)
     monkeypatch.setattr(program, "verify", lambda _bed: None)
+    monkeypatch.setattr(program, "prepare_restores", lambda _bed: None)
     monkeypatch.setattr(results, "FILE", tmp_path / "results.json")
     monkeypatch.setattr(sys, "argv", ["bench", "--scale", "full"])
     return tmp_path / "results.json"
@@ -131,8 +135,9 @@ def test_the_program_writes_what_it_measured(fake_bed: Path, monkeypatch: pytest
     monkeypatch.setattr(program, "measure", measured)
     assert program.main() == 0
     assert json.loads(fake_bed.read_text())["backup.speedup_vs_seed"]["value"] == 4
-    first, second, third = (order[-18:-12], order[-12:-6], order[-6:])
-    assert first == list(Arm) == second[::-1] == third
+    backups, restores = [arm for arm in Arm if not arm.restores], [arm for arm in Arm if arm.restores]
+    assert order[-27:-9] == [*backups, *backups[::-1], *backups]
+    assert order[-9:] == [*restores, *restores[::-1], *restores]
 
 
 def test_an_arm_that_fails_leaves_the_old_results(fake_bed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The restore test: what it accepts, what it refutes and names, and what it does not blame on the backup."""
 
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,22 +10,24 @@ import pyrage
 import pytest
 
 from payme_ops.backup import catalogue, restore, restore_test, scratch
-from payme_ops.backup.manifest import Manifest
+from payme_ops.backup.manifest import Extension, Manifest
 from payme_ops.backup.restore_test import CHECKS, invariants
 from payme_ops.backup.verification import Outcome
 from payme_ops.foundation import settings, signing
-from payme_ops.foundation.errors import SettingsError, Unavailable
+from payme_ops.foundation.errors import SettingsError, StoreUnavailable, Unavailable
 from payme_ops.foundation.evidence import Verdict
+from payme_ops.foundation.objectstore import MIB
 from payme_ops.foundation.record import Record
 from sandbox import forgery
 from tests.support.installation import Installation, quiet
+from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 
 
 def judge(installation: Installation, done: Manifest, given_host: str | None = None) -> Record:
     config = settings.load()
     return restore_test.examine(
-        installation.store,
+        installation.desk.bucket,
         done,
         restore.load_identity(config.backup.identity_file),
         config,
@@ -116,6 +119,72 @@ def test_a_given_host_gets_a_database_that_goes_away(installation: Installation)
         with psycopg.connect(host.conninfo()) as connection:
             rows = connection.execute("SELECT datname FROM pg_database WHERE datname LIKE 'restore_test%'").fetchall()
         assert rows == []
+
+
+def test_never_on_a_given_host_when_nobody_recorded_the_source(installation: Installation) -> None:
+    done = installation.back_up()
+    server = done.server.model_copy(update={"system_identifier": None})
+    with pytest.raises(SettingsError, match="that of the source is not recorded"):
+        judge(
+            installation,
+            done.model_copy(update={"server": server}),
+            given_host=installation.site.cluster.conninfo(),
+        )
+
+
+def test_a_worker_without_the_sources_extensions_says_so(installation: Installation) -> None:
+    done = installation.back_up()
+    newer = [Extension(name=e.name, version="9.9", schema_name=e.schema_name) for e in done.truth.extensions[:1]]
+    away = Extension(name="postgis", version="3.5", schema_name="public")
+    truth = done.truth.model_copy(update={"extensions": [*newer, away]})
+    with pytest.raises(SettingsError, match=r"expected \w+ 9\.9, postgis 3\.5; found \w+ [\d.]+, postgis not"):
+        judge(installation, done.model_copy(update={"truth": truth}))
+
+
+def test_bytes_that_were_wrong_on_the_way_refute_nothing(installation: Installation, proxy: Proxy) -> None:
+    done = installation.back_up()
+    proxy.flip("GET", "archive.dump.age", MIB // 8, times=1)
+    with pytest.raises(StoreUnavailable, match="were changed on the way"):
+        judge(installation, done)
+    assert judge(installation, done).verdict == Outcome.VERIFIED
+
+
+@pytest.mark.parametrize("name", ["archive.dump.age", "globals.sql.age"])
+def test_bytes_that_are_wrong_in_the_store_refute(installation: Installation, proxy: Proxy, name: str) -> None:
+    done = installation.back_up()
+    proxy.flip("GET", name, -1)
+    found = judge(installation, done)
+    assert found.verdict == Outcome.REFUTED
+    (item,) = [item for item in found.evidence if item.verdict is Verdict.FAIL]
+    assert item.item == name.split(".")[0]
+    assert "sha256" in item.measured["expected"]
+    assert "sha256" in item.measured["found"]
+
+
+def test_an_archive_that_does_not_fit_is_our_trouble(installation: Installation, tmp_path: Path) -> None:
+    """As on a full disk: the kernel refuses a write."""
+    done = installation.back_up()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    identity = restore.load_identity(installation.desk.settings.backup.identity_file)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (done.archive.size_bytes // 2, limits[1]))
+    try:
+        with pytest.raises(Unavailable, match="the opened archive cannot be written"):
+            restore.open_archive(installation.store, done, identity, tmp_path, report=quiet)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_what_lies_in_a_tablespace_of_the_source_is_tested_too(installation: Installation) -> None:
+    with installation.site.admin() as admin:
+        admin.execute("SET allow_in_place_tablespaces = on")
+        admin.execute("CREATE TABLESPACE fast LOCATION ''")
+        admin.execute("CREATE TABLE on_fast (id int PRIMARY KEY USING INDEX TABLESPACE fast) TABLESPACE fast")
+        admin.execute("INSERT INTO on_fast SELECT generate_series(1, 10); ALTER TABLE on_fast OWNER TO payme_owner")
+        try:
+            assert judge(installation, installation.back_up()).verdict == Outcome.VERIFIED
+        finally:
+            admin.execute("DROP TABLE on_fast")
+            admin.execute("DROP TABLESPACE fast")
 
 
 @pytest.mark.usefixtures("installation")

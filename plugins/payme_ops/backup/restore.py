@@ -20,7 +20,7 @@ from payme_ops.backup import scratch, truth
 from payme_ops.backup.manifest import Manifest, Server, Truth
 from payme_ops.backup.seal import Writer, parse_identity, unseal
 from payme_ops.backup.store import checked
-from payme_ops.foundation.errors import AlreadyExists, IntegrityError, NotFound, SettingsError
+from payme_ops.foundation.errors import AlreadyExists, IntegrityError, NotFound, SettingsError, Unavailable
 from payme_ops.foundation.objectstore import MIB, Bucket
 from payme_ops.foundation.postgres import (
     client_environment,
@@ -32,7 +32,7 @@ from payme_ops.foundation.postgres import (
     tool_failure,
     with_database,
 )
-from payme_ops.foundation.progress import Progress, Report
+from payme_ops.foundation.progress import Progress, Report, size
 
 
 def load_identity(path: Path | None) -> pyrage.x25519.Identity:
@@ -106,13 +106,32 @@ def open_archive(
     Raises HashMismatch, and IntegrityError when the identity does not open it.
     """
     path = folder / "archive.dump"
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=MIB) as file:  # noqa: PTH123
-        pour(bucket, manifest, identity, file, report=report)
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=MIB) as file:  # noqa: PTH123
+            pour(bucket, manifest, identity, file, report=report)
+    except OSError as error:
+        raise Unavailable(
+            f"the opened archive cannot be written to {folder}",
+            expected=f"room for about {size(archive_bytes(manifest))}",
+            found=error.strerror or type(error).__name__,
+            remedy="make room there, or name another folder in PAYME_OPS__BACKUP__SCRATCH_DIR",
+        ) from None
     return path
 
 
-def fill(archive: Path, major: int, target: str, client_dirs: list[str], *, jobs: int, report: Report) -> None:
+def fill(
+    archive: Path,
+    major: int,
+    target: str,
+    client_dirs: list[str],
+    *,
+    jobs: int,
+    tablespaces: bool = True,
+    report: Report,
+) -> None:
     """pg_restore of the archive into the empty database of the conninfo `target`, `jobs` connections at a time.
+
+    Without `tablespaces` everything goes into the database's own: a throw-away server has no other.
 
     In three runs, one a section: in one parallel run a deferred constraint trigger on a partitioned table and the
     load of its partitions waited for each other (seen on PostgreSQL 17). Raises DumpFailed, DatabaseUnavailable.
@@ -121,14 +140,15 @@ def fill(archive: Path, major: int, target: str, client_dirs: list[str], *, jobs
     tool = client_tool("pg_restore", major, client_dirs)
     for section in ("pre-data", "data", "post-data"):
         start = time.monotonic()
-        parallel = [] if section == "pre-data" else [f"--jobs={jobs}"]
+        options = [] if section == "pre-data" else [f"--jobs={jobs}"]
+        options += [] if tablespaces else ["--no-tablespaces"]
         run_tool(
             [
                 tool,
                 "--exit-on-error",
                 "--no-password",
                 f"--section={section}",
-                *parallel,
+                *options,
                 f"--dbname={dbname}",
                 archive,
             ],

@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -32,14 +32,16 @@ from payme_ops.foundation.clock import show, utc_now
 from payme_ops.foundation.errors import (
     DatabaseError,
     DumpFailed,
+    HashMismatch,
     IntegrityError,
     NotFound,
     PaymeOpsError,
     Refuted,
     SettingsError,
+    StoreUnavailable,
 )
 from payme_ops.foundation.evidence import Evidence, Verdict, plain
-from payme_ops.foundation.objectstore import Bucket
+from payme_ops.foundation.objectstore import MIB, Bucket
 from payme_ops.foundation.postgres import client_tool, connect, speaking, with_database
 from payme_ops.foundation.progress import Progress, Report
 from payme_ops.foundation.record import Record
@@ -49,16 +51,18 @@ from payme_ops.foundation.signing import load_private_key
 from payme_ops.foundation.sql import SQL_DIR, load
 
 CHECKS = SQL_DIR / "restore_checks"
-# A restored database with its indexes and the server's own files, to the size of the source's.
-_ROOM = 1.3
+# A restored database with its indexes, to the size of the source's; the server's own files, and its WAL.
+_ROOM, _SERVER_BYTES = 1.3, 64 * MIB
 _MOST_DIFFERENCES = 50
 _FIRST = 5
 # From PostgreSQL 16 on only a server's first superuser may grant in another's name; here that is none of the source's.
 _GRANTOR = re.compile(r' GRANTED BY (?:"(?:[^"]|"")*"|\S+)\Z')
 _HEADER = re.compile(r"^-- (rule|needs|means): (.*)$")
-# What pg_restore says when the worker, not the archive, is in trouble.
+# What pg_restore says when the worker, not the archive, is in trouble: no room, no memory, or a PostgreSQL that lacks
+# what the source's has.
 _OUR_TROUBLE = re.compile(
-    r"signal \d+|No space left|out of memory|could not extend|SQLSTATE 53|too many (open files|clients)"
+    r"signal \d+|No space left|out of memory|out of shared memory|could not extend|too many (open files|clients)"
+    r"|could not create locale|could not (load library|access file)|shared_preload_libraries"
 )
 
 
@@ -109,12 +113,31 @@ class _Test:
         except (IntegrityError, DumpFailed, _Missing) as error:
             if isinstance(error, DumpFailed) and _OUR_TROUBLE.search(error.found):
                 raise
+            if isinstance(error, HashMismatch):
+                self._read_again()
             measured = {"error": error.what, "expected": error.expected, "found": error.found}
             self.note(name, Verdict.FAIL, measured, threshold, started, error.remedy)
             raise _Refuted from None
         finally:
             self.milliseconds[name] = round((time.monotonic() - clock) * 1000)
         self.note(name, Verdict.PASS, {"milliseconds": self.milliseconds[name]}, threshold, started)
+
+    def _read_again(self) -> None:
+        """REFUTED is for ever: bytes are wrong in the store only when they are wrong twice.
+
+        Raises StoreUnavailable when they are right now.
+        """
+        try:
+            for stored in (self.manifest.archive, self.manifest.globals):
+                store.read_back(self.bucket, stored, report=self.report)
+        except HashMismatch:
+            return
+        raise StoreUnavailable(
+            f"the bytes of {self.manifest.prefix} were changed on the way",
+            expected="the same bytes each time they are read",
+            found="wrong ones first, right ones now",
+            remedy="run it again; if it comes back, look at this worker's memory and network",
+        )
 
 
 class _Missing(PaymeOpsError):
@@ -178,12 +201,14 @@ def examine(
     started, clock = utc_now(), time.monotonic()
     test = _Test(bucket, manifest, identity, settings, run, report)
     _require_our_key(manifest, identity)
-    room = restore.archive_bytes(manifest) + round(manifest.server.size_bytes * _ROOM)
+    room = restore.archive_bytes(manifest) + (0 if given_host else _server_bytes(manifest.server))
     with scratch.folder(settings.backup.scratch_dir, needed_bytes=room, report=report) as place, ExitStack() as stack:
+        if given_host:
+            _refuse_the_source(given_host, manifest)
         server = given_host or stack.enter_context(
             scratch.server(place, manifest.server.major, settings.postgres.client_dirs)
         )
-        _refuse_the_source(server, manifest)
+        _require_extensions(server, manifest)
         test.milliseconds["server"] = round((time.monotonic() - clock) * 1000)
         try:
             _restore_and_compare(test, place, server, own=given_host is None)
@@ -228,12 +253,36 @@ def _refuse_the_source(server: str, manifest: Manifest) -> None:
     """Never on the server that was backed up, whatever a connection says."""
     with connect(server, application="payme_ops:restore_test") as connection, speaking("look at the restore host"):
         row = connection.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone()
-    if row and row[0] == manifest.server.system_identifier:
+    source = manifest.server.system_identifier
+    if source is None or row is None or row[0] == source:
         raise SettingsError(
-            "the restore host is the server that was backed up",
+            "the restore host may be the server that was backed up",
             expected="another PostgreSQL cluster",
-            found=f"the same system identifier, {row[0]}",
+            found=f"system identifier {row[0] if row else 'unknown'}, that of the source is {source or 'not recorded'}",
             remedy="correct the connection that PAYME_OPS__BACKUP__RESTORE_TEST_SERVICE names, or leave it empty",
+        )
+
+
+def _server_bytes(source: Server) -> int:
+    return round(source.size_bytes * _ROOM) + min(source.size_bytes, scratch.WAL_BYTES) + _SERVER_BYTES
+
+
+def _require_extensions(server: str, manifest: Manifest) -> None:
+    """A dump names extensions without their version: what this server would make of it is looked at before."""
+    wanted = {extension.name: extension.version for extension in manifest.truth.extensions}
+    with connect(server, application="payme_ops:restore_test") as connection, speaking("look at extensions"):
+        found = connection.execute(
+            "SELECT name, default_version FROM pg_available_extensions WHERE name = ANY(%s)", [list(wanted)]
+        ).fetchall()
+    there = dict(found)
+    lacking = {name: version for name, version in wanted.items() if there.get(name) != version}
+    if lacking:
+        raise SettingsError(
+            "the server of the restore test makes other extensions than the source has",
+            expected=", ".join(f"{name} {version}" for name, version in lacking.items()),
+            found=", ".join(f"{name} {there.get(name, 'not installed')}" for name in lacking),
+            remedy="install the source's extension packages on the restore worker, or run ALTER EXTENSION … UPDATE on"
+            " the source when it is behind its own packages",
         )
 
 
@@ -253,7 +302,9 @@ def _restore_and_compare(test: _Test, place: Path, server: str, *, own: bool) ->
         target = with_database(server, name)
         with test.stage("restore", "pg_restore ends without an error"):
             jobs = _cores()
-            restore.fill(archive, manifest.server.major, target, dirs, jobs=jobs, report=test.report)
+            restore.fill(
+                archive, manifest.server.major, target, dirs, jobs=jobs, tablespaces=not own, report=test.report
+            )
         archive.unlink()
         with test.stage("compare", "everything that the manifest holds was measured"):
             differences = _compare(test, target, own=own)
@@ -320,8 +371,12 @@ def _make_roles(script: bytes, server: str) -> None:
     text = "".join(line for line in script.decode().splitlines(keepends=True) if not line.startswith("\\"))
     with connect(server, application="payme_ops:restore_test") as connection:
         for statement in text.split(";\n"):
-            with suppress(psycopg.DatabaseError):
+            try:
                 connection.execute(_GRANTOR.sub("", statement).encode())
+            except psycopg.Error:
+                if connection.closed:
+                    with speaking("make the roles"):
+                        raise
 
 
 @contextmanager
@@ -436,6 +491,8 @@ def _note_invariant(test: _Test, check: Invariant, target: str) -> None:
         with connect(target, application="payme_ops:restore_test") as session, speaking(f"check {check.name}"):
             row = session.execute(load(f"restore_checks/{check.name}.sql")).fetchone()
     except DatabaseError as error:
+        if error.sqlstate.startswith("53"):  # no room or memory
+            raise
         test.note(
             check.name, Verdict.FAIL, {"error": error.what, "found": error.found}, check.rule, started, check.means
         )

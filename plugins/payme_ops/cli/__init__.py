@@ -14,7 +14,7 @@ import sys
 import typer
 
 from payme_ops.backup import preflight
-from payme_ops.cli import backup, doors, proof, retention, rollback
+from payme_ops.cli import backup, doors, freshness, proof, retention, rollback, watchdog
 from payme_ops.cli.backup import AsJson
 from payme_ops.cli.tables import evidence_json, evidence_table
 from payme_ops.foundation import opsdb
@@ -38,6 +38,8 @@ backup.app.command("report")(proof.backup_report)
 backup.app.command("close")(proof.backup_close)
 backup.app.command("retention")(retention.backup_retention)
 backup.app.command("undelete")(retention.backup_undelete)
+backup.app.command("status")(freshness.backup_status)
+app.command("watchdog")(watchdog.watchdog)
 app.add_typer(ops_db_app, name="ops-db")
 
 _EXIT: list[tuple[type[PaymeOpsError], int]] = [

@@ -124,6 +124,22 @@ def send_pending(conninfo: str, slack: Slack) -> int:
         return sum(_deliver(session, key, slack) for key in keys)
 
 
+def waiting(conninfo: str) -> list[str]:
+    """Keys of alerts that Slack has not taken yet. Raises DatabaseUnavailable, DatabaseError."""
+    with _session(conninfo) as session:
+        return [row["key"] for row in session.execute(load("ops/keys_of_unsent_alerts.sql"))]
+
+
+def standing(conninfo: str, prefix: str) -> dict[str, str]:
+    """What is not over: keys beginning with `prefix` whose newest alert is not of severity info, with its occurrence.
+
+    Raises DatabaseUnavailable, DatabaseError.
+    """
+    with _session(conninfo) as session:
+        rows = session.execute(load("ops/standing_alerts.sql"), {"prefix": prefix})
+        return {row["key"]: row["occurrence"] for row in rows}
+
+
 def _scrubbed(alert: Alert) -> Alert:
     values: dict[str, Any] = {item.name: getattr(alert, item.name) for item in fields(alert)}
     values |= {name: scrub(value) for name, value in values.items() if type(value) is str}

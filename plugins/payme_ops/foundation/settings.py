@@ -140,9 +140,17 @@ class PostgresSettings(_Group):
 
 
 class SlackSettings(_Group):
-    """Where alerts go; the token is in the connection payme_slack."""
+    """Where alerts go; the token is in the connection payme_slack, and in a file for the watchdog outside Airflow."""
 
     channel: str = Field(default="payme-ops", min_length=1, description="Slack channel for alerts, without #.")
+    token_file: Path | None = Field(
+        default=None, description="File with Slack's bot token, for the watchdog; DAGs have the connection payme_slack."
+    )
+    api_url: str = Field(
+        default="https://slack.com/api/",
+        pattern=r"^https?://\S+/$",
+        description="Slack's Web API for the watchdog; another one in the sandbox only.",
+    )
 
 
 class AlertSettings(_Group):
@@ -161,6 +169,21 @@ class NotifySettings(_Group):
     )
 
 
+class WatchdogSettings(_Group):
+    """The process outside Airflow that tells what went silent (docs/watchdog.md)."""
+
+    airflow_url: str = Field(
+        default="",
+        pattern=r"^$|^https?://\S+[^/\s]$",
+        description="Base URL of Airflow's API server, without a slash at its end: whose health the watchdog asks for.",
+    )
+    heartbeat_url: str = Field(
+        default="",
+        pattern=r"^$|^https?://\S+$",
+        description="URL of a monitor elsewhere that the watchdog asks for each minute while it does its work.",
+    )
+
+
 class Settings(BaseSettings):
     """All settings of payme-ops."""
 
@@ -176,6 +199,7 @@ class Settings(BaseSettings):
     slack: SlackSettings = SlackSettings()
     alert: AlertSettings = AlertSettings()
     notify: NotifySettings = NotifySettings()
+    watchdog: WatchdogSettings = WatchdogSettings()
 
 
 def load() -> Settings:

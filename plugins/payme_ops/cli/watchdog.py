@@ -1,0 +1,115 @@
+"""`python -m payme_ops watchdog`: the rounds, and what of each domain they look at."""
+
+import logging
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+
+from payme_ops.backup import freshness
+from payme_ops.cli import doors
+from payme_ops.foundation import settings
+from payme_ops.foundation.alert import Severity, Slack
+from payme_ops.foundation.clock import utc_now
+from payme_ops.foundation.errors import SettingsError
+from payme_ops.foundation.evidence import Evidence, Verdict, plain
+from payme_ops.foundation.settings import Profile, Settings
+from payme_ops.monitoring import airflow_health
+from payme_ops.monitoring import watchdog as watching
+from payme_ops.monitoring.watchdog import Round, Sign, Silences
+
+_SLACK_SECONDS = 10
+# A region may be away for some minutes; a target that is missed is told at once.
+_PATIENCE_UNKNOWN = timedelta(minutes=15)
+
+
+def watchdog() -> None:
+    """Look at Airflow and the backups until stopped; tell what went silent, and send alerts that could not be sent."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    config = settings.load()
+    slack, url = _slack(config), _airflow_url(config)
+    heartbeat = _heartbeat(config)
+
+    def silences() -> Silences:  # each round its own: they run in threads
+        return Silences(doors.OPS, slack, config.alert.owner)
+
+    airflow, alerts, backups = silences(), silences(), silences()
+    half_a_minute = timedelta(seconds=30)
+    # What another domain must not leave lying, for example a release's frozen orders, becomes a round here.
+    rounds = [
+        Round("airflow", half_a_minute, lambda: airflow.take(airflow_health.look(url))),
+        Round("alerts", half_a_minute, lambda: alerts.take(watching.resend(doors.OPS, slack))),
+        Round("freshness", timedelta(minutes=5), lambda: backups.take(_freshness(config, url))),
+    ]
+    watching.run(rounds, heartbeat, threading.Event())
+
+
+def _freshness(config: Settings, url: str) -> list[Sign]:
+    where = doors.catalogue("payme_s3_restore")
+    return signs(freshness.measure(where, config.targets, utc_now(), actor="watchdog"), url)
+
+
+def signs(found: Sequence[Evidence], url: str) -> list[Sign]:
+    """Freshness as signs: one for each target, and one for all that could not be looked at."""
+    unknown = [item for item in found if item.verdict is Verdict.INCONCLUSIVE]
+    known = [_target(item, url) for item in found if item.verdict is not Verdict.INCONCLUSIVE]
+    words = [f"{item.item}: {plain(item.measured)}" for item in unknown] or ["every target can be looked at"]
+    return [
+        *known,
+        Sign(
+            item="freshness",
+            silent=bool(unknown),
+            what="Nobody can tell how fresh the backups are",
+            why="\n".join(words),
+            next="See whether S3 answers: `python -m payme_ops backup status`. Runbook: docs/watchdog.md",
+            severity=Severity.WARNING,
+            patience=_PATIENCE_UNKNOWN,
+        ),
+    ]
+
+
+def _target(item: Evidence, url: str) -> Sign:
+    dag = freshness.DAGS[item.item]
+    return Sign(
+        item=item.item,
+        silent=item.verdict is Verdict.FAIL,
+        what=f"Backup target missed: {item.item.replace('_', ' ')}",
+        why=f"{plain(item.measured)} (expected {item.threshold})",
+        next=f"{item.remedy}. Is {dag} paused? Runbook: docs/runbooks/{dag}.md",
+        severity=Severity.CRITICAL if item.item == "daily_age" else Severity.WARNING,
+        page=f"{url}/dags/{dag}",
+    )
+
+
+def _slack(config: Settings) -> Slack:
+    from slack_sdk import WebClient
+
+    file = config.slack.token_file
+    try:
+        token = file.read_text().strip() if file else ""
+    except OSError as error:
+        raise _missing("PAYME_OPS__SLACK__TOKEN_FILE", f"{file}: {error.strerror}") from None
+    if not token:
+        raise _missing("PAYME_OPS__SLACK__TOKEN_FILE", "no token")
+    return Slack(WebClient(token, base_url=config.slack.api_url, timeout=_SLACK_SECONDS), config.slack.channel)
+
+
+def _airflow_url(config: Settings) -> str:
+    if not config.watchdog.airflow_url:
+        raise _missing("PAYME_OPS__WATCHDOG__AIRFLOW_URL", "no address")
+    return config.watchdog.airflow_url
+
+
+def _heartbeat(config: Settings) -> Round:
+    url = config.watchdog.heartbeat_url
+    if not url and config.profile is Profile.PRODUCTION:
+        raise _missing("PAYME_OPS__WATCHDOG__HEARTBEAT_URL", "no address: nobody would notice the watchdog's death")
+    return Round("heartbeat", timedelta(minutes=1), lambda: watching.ping(url) if url else None)
+
+
+def _missing(variable: str, found: str) -> SettingsError:
+    return SettingsError(
+        "the watchdog cannot start",
+        expected=variable,
+        found=found,
+        remedy="set it (docs/watchdog.md); .env.example explains it",
+    )

@@ -93,9 +93,9 @@ def create(
                 conn.execute((_GRANTS / "backup_role.sql").read_text().replace(':"database"', DATABASE))
             with psycopg.connect(make_conninfo(conninfo_superuser, dbname=DATABASE), autocommit=True) as payme:
                 payme.execute((_GRANTS / "restore_role.sql").read_text())
-            # With the others it would be in the database that is backed up.
-            with psycopg.connect(make_conninfo(conninfo_superuser, dbname="postgres"), autocommit=True) as maintenance:
-                maintenance.execute((_GRANTS / "restore_functions.sql").read_text())
+        # Each time, as after an upgrade. With the others it would be in the database that is backed up.
+        with psycopg.connect(make_conninfo(conninfo_superuser, dbname="postgres"), autocommit=True) as maintenance:
+            maintenance.execute((_GRANTS / "restore_functions.sql").read_text())
         _set_passwords(conn, passwords or {})
 
 

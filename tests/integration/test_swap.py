@@ -13,6 +13,8 @@ from datetime import timedelta
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from psycopg import sql
 
 from payme_ops.backup import swap
@@ -279,6 +281,26 @@ def test_a_lacking_right_is_named_before_anything_is_touched(shop: Shop) -> None
 def test_settings_go_only_to_databases_that_are_the_callers_own(shop: Shop) -> None:
     with psycopg.connect(shop.restorer) as session, pytest.raises(psycopg.errors.InsufficientPrivilege):
         session.execute("SELECT payme_restore.copy_settings(%s, 'airflow')", [shop.target])
+
+
+# What a name in a list of names, or a value, may hold; a NUL or an empty name in a list is refused by the server.
+NAMES = st.lists(st.text(st.sampled_from("aZ_ $,;'\"\\\\.é"), min_size=1, max_size=8), min_size=1, max_size=4)
+VALUES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=NAMES, value=VALUES)
+def test_any_setting_is_carried_over_as_it_was(shop: Shop, path: list[str], value: str) -> None:
+    target, beside = sql.Identifier(shop.target), sql.Identifier(shop.beside)
+    with shop.site.admin("postgres") as session:
+        names = sql.SQL(", ").join(sql.Literal(name) for name in path)
+        session.execute(sql.SQL("ALTER DATABASE {} SET search_path TO {}").format(target, names))
+        literal = sql.Literal(value)
+        session.execute(sql.SQL("ALTER DATABASE {} SET payme.words TO {}").format(target, literal))
+        session.execute(sql.SQL("ALTER DATABASE {} SET payme.gone TO 'x'").format(beside))
+    with psycopg.connect(shop.restorer, autocommit=True) as session:
+        session.execute("SELECT payme_restore.copy_settings(%s, %s)", [shop.target, shop.beside])
+    assert shop.facts(shop.beside).settings == shop.facts().settings
 
 
 def test_where_the_old_database_is_gone_the_restored_one_takes_its_name(shop: Shop) -> None:

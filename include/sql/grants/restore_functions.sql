@@ -1,8 +1,10 @@
--- What a swap needs and the restore role has no power for: a database's settings for single roles
--- (ALTER ROLE … IN DATABASE … SET) and settings that only a superuser may make. Run as a superuser, connected to the
--- maintenance database that the connection payme_db_restore names, after restore_role.sql:
+-- What a swap needs beside the restore role itself: to end sessions, since nobody may be connected to a database that is
+-- renamed; and a database's settings for single roles (ALTER ROLE … IN DATABASE … SET), or that only a superuser may
+-- make. Run as a superuser, connected to the maintenance database that the connection payme_db_restore names, after
+-- restore_role.sql, and again after an upgrade of payme-ops:
 --   psql -f include/sql/grants/restore_functions.sql "service=admin dbname=postgres"
 -- Not in the database that is backed up: a dump would carry it along.
+GRANT pg_signal_backend TO payme_db_restore;
 CREATE SCHEMA IF NOT EXISTS payme_restore;
 GRANT USAGE ON SCHEMA payme_restore TO payme_db_restore;
 

@@ -4,8 +4,6 @@
 -- then restore_functions.sql, and \password payme_db_restore. Its connection belongs to restore workers only (queue
 -- `restore`).
 CREATE ROLE payme_db_restore LOGIN CREATEDB NOSUPERUSER NOCREATEROLE;
--- A database that a restore puts in the place of another is renamed, and for that nobody may be connected.
-GRANT pg_signal_backend TO payme_db_restore;
 -- No row reaches the server's log: neither DETAIL and CONTEXT nor the failing statement.
 ALTER ROLE payme_db_restore SET log_error_verbosity = 'terse';
 ALTER ROLE payme_db_restore SET log_min_error_statement = 'panic';

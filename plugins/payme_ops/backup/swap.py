@@ -132,7 +132,7 @@ def require_power(session: psycopg.Connection, target: str) -> None:
             f"this role cannot swap {target}",
             expected="a role that creates databases, ends sessions, copies settings and owns target",
             found=f"not: {', '.join(lacking)}",
-            remedy="run restore_role.sql and restore_functions.sql of include/sql/grants again, as a superuser",
+            remedy="as a superuser run restore_functions.sql of include/sql/grants, for the owner restore_role.sql",
         )
 
 

@@ -62,13 +62,12 @@ class ApprovalGate(ApprovalOperator):
         self.body = to_markdown(shown)
         requested_by = context["dag_run"].triggering_user_name or ""
         approvals.ask(ops, run=run, gate=self.task_id, digest=shown.sha256, requested_by=requested_by)
-        link = self.generate_link_to_ui_from_context(context=context)
         hours = self.response_timeout.total_seconds() / 3600 if self.response_timeout else 0
         alerting.inform(
             context,
-            f"{self.subject} ({self.dag_id} waits for a person)",
+            f"{self.subject} ({context['dag_run'].dag_id} waits for a person)",
             f"Asked by {requested_by or 'the schedule'}. Unanswered for {hours:g} h it counts as rejected.",
-            f"Another person than {requested_by or 'nobody'} answers: {link}",
+            f"Another person than {requested_by or 'nobody'} opens the run and answers under Required Actions",
         )
         return super().execute(context)
 
@@ -117,7 +116,8 @@ def _parts(measured: Any, heading: str) -> list[str]:
     if not isinstance(measured, Mapping):
         return [cell(measured)]
     plain = {name: value for name, value in measured.items() if not _is_long(value)}
-    parts = ["\n".join(f"- **{cell(name)}**: {cell(value)}" for name, value in plain.items())] if plain else []
+    lines = [f"- **{cell(name)}**: {cell(value) or 'none'}" for name, value in plain.items()]
+    parts = ["\n".join(lines)] if lines else []
     for name, value in measured.items():
         if _is_long(value):
             inner = _table(value) if isinstance(value, list) else "\n\n".join(_parts(value, f"{heading}#"))

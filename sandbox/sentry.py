@@ -2,7 +2,8 @@
 
     python -m sandbox.sentry --port 8091 --state .demo/sentry.jsonl
 
-`GET /` lists issues (events with one fingerprint are one issue) with a page for each event; `GET /events.json` gives
+`GET /` lists issues (events with one fingerprint are one issue) with a page for each event, and the cron monitors with
+their check-ins, which come in envelopes or by /api/<project>/cron/<monitor>/<key>/?status=ok. `GET /events.json` gives
 the events, `GET /items.json` every envelope item (check-ins, sessions, transactions, client reports) as it came.
 """
 
@@ -10,6 +11,7 @@ import hashlib
 import html
 import json
 import re
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -21,8 +23,11 @@ from sandbox.standin import Answer, Journal, Record, Refused, Request, Server, m
 
 _EAT = ZoneInfo("Africa/Nairobi")
 _INGEST = re.compile(r"/api/(\d+)/(envelope|store)/")
+_CHECK_IN = re.compile(r"/api/(\d+)/cron/([a-z0-9_-]+)/\w+/")
+_STATUSES = ("ok", "error", "in_progress")
 _EVENT_PAGE = re.compile(r"/events/([0-9a-f]{32})")
 _SHOWN_BREADCRUMBS = 30
+_SHOWN_CHECK_INS = 20
 
 
 def make_server(port: int, state: Path) -> Server:
@@ -38,6 +43,8 @@ def make_server(port: int, state: Path) -> Server:
 def _route(journal: Journal, request: Request) -> Answer:
     if request.method == "POST" and (found := _INGEST.fullmatch(request.path)):
         return _ingest(journal, request, found[1], found[2])
+    if request.method in ("GET", "POST") and (found := _CHECK_IN.fullmatch(request.path)):
+        return _check_in(journal, request, found[1], found[2])
     if request.method == "GET":
         match request.path:
             case "/":
@@ -74,6 +81,15 @@ def _ingest(journal: Journal, request: Request, project: str, endpoint: str) -> 
     for kind, payload in items:
         _keep(journal, project, kind, payload)
     return Answer({"id": header["event_id"]} if header.get("event_id") else {})
+
+
+def _check_in(journal: Journal, request: Request, project: str, monitor: str) -> Answer:
+    status = request.query.get("status", "")
+    if status not in _STATUSES:
+        raise Refused(400, {"detail": f"status {status!r} is not one of {', '.join(_STATUSES)}"})
+    number = request.query.get("check_in_id") or uuid.uuid4().hex
+    _keep(journal, project, "check_in", {"monitor_slug": monitor, "check_in_id": number, "status": status})
+    return Answer({"id": number}, 202)
 
 
 def _keep(journal: Journal, project: str, kind: str, payload: object) -> None:
@@ -169,11 +185,43 @@ def _render_issues(records: list[Record]) -> str:
             issues.setdefault(issue_of(record["payload"]), []).append(record)
     newest_first = sorted(issues.values(), key=lambda events: events[-1]["received"], reverse=True)
     rows = "".join(_issue_row(events) for events in newest_first)
-    others = Counter(record["type"] for record in records if record["type"] != "event")
+    others = Counter(record["type"] for record in records if record["type"] not in ("event", "check_in"))
     told = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items())) or "none"
     head = "<tr><th>Issue</th><th>Events</th><th>First seen</th><th>Last seen</th></tr>"
     table = f"<table><thead>{head}</thead>{rows}</table>" if rows else '<p class="empty">No events yet.</p>'
-    return _frame(f"<h1>Issues</h1>{table}<p class='others'>Other envelope items: {html.escape(told)}</p>")
+    crons = _render_monitors([one for one in records if one["type"] == "check_in" and isinstance(one["payload"], dict)])
+    return _frame(f"<h1>Issues</h1>{table}{crons}<p class='others'>Other envelope items: {html.escape(told)}</p>")
+
+
+def _render_monitors(check_ins: list[Record]) -> str:
+    """A row for each monitor; a check-in that was begun and then ended is one, as its last says."""
+    monitors: dict[str, dict[str, Record]] = {}
+    for record in check_ins:
+        check_in = record["payload"]
+        of_monitor = monitors.setdefault(str(check_in.get("monitor_slug")), {})
+        of_monitor[str(check_in.get("check_in_id"))] = record
+    if not monitors:
+        return ""
+    head = "<tr><th>Monitor</th><th>Schedule</th><th>Check-ins, newest last</th><th>Last</th></tr>"
+    rows = "".join(_monitor_row(name, list(found.values())) for name, found in sorted(monitors.items()))
+    return f"<h1 class='crons'>Crons</h1><table><thead>{head}</thead>{rows}</table>"
+
+
+def _monitor_row(name: str, check_ins: list[Record]) -> str:
+    configs = [config for one in check_ins if isinstance(config := one["payload"].get("monitor_config"), dict)]
+    parts = (configs[-1].get("schedule"), configs[-1].get("timezone", "")) if configs else ("", "")
+    schedule = " ".join(str(part.get("value") if isinstance(part, dict) else part) for part in parts)
+    shown = [str(record["payload"].get("status")) for record in check_ins[-_SHOWN_CHECK_INS:]]
+    dots = "".join(
+        f'<span class="level {_DOT.get(status, "")}" title="{html.escape(status)}"></span>' for status in shown
+    )
+    return (
+        f"<tr><td><b>{html.escape(name)}</b></td><td>{html.escape(schedule)}</td><td>{dots}</td>"
+        f"<td>{html.escape(shown[-1])}, {_time(check_ins[-1]['received'])}</td></tr>"
+    )
+
+
+_DOT = {"ok": "good", "in_progress": "info"}
 
 
 def _issue_row(events: list[Record]) -> str:
@@ -265,7 +313,7 @@ table{width:100%;border-collapse:collapse;background:#fff;border:1px solid #e0dc
 th{text-align:left;font-size:11px;text-transform:uppercase;letter-spacing:.04em;color:#71637e;background:#f5f3f7}
 th,td{padding:10px 14px;border-bottom:1px solid #e7e1ec;vertical-align:top}td+td,th+th{white-space:nowrap}
 .level{display:inline-block;width:9px;height:9px;border-radius:50%;background:#f55459;margin-right:8px}
-.level.warning{background:#ebc000}.level.info{background:#3c74dd}.level.fatal{background:#9b1c31}
+.level.warning{background:#ebc000}.level.info{background:#3c74dd}.level.fatal{background:#9b1c31}.level.good{background:#2ba185}.crons{margin-top:28px}
 .place{color:#71637e;font-size:13px;font-weight:400}.value{overflow-wrap:anywhere;white-space:pre-wrap;margin:2px 0}
 .tags{display:flex;flex-wrap:wrap;gap:4px 6px;margin:6px 0}.tags span{border:1px solid #e0dce5;border-radius:4px;
 font-size:12px;background:#fff;overflow-wrap:anywhere;padding:0 6px 0 0}

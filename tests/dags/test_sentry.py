@@ -2,14 +2,18 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sentry_sdk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from payme_ops.orchestration import alerting, sentry
+from tests.support.standins import StandIn, sentry_stand_in
 
 PHONE, KEY, TOKEN = "+254712000111", "5e" * 32, "xoxb-1234-secret"
 SECRETS = (PHONE, KEY, TOKEN)
@@ -117,3 +121,64 @@ def test_airflows_own_event_passes_where_nobody_else_tells() -> None:
     assert cleaned is not None
     assert cleaned["tags"] == {"run_id": "a_run"}
     assert cleaned["fingerprint"] == ["failed task", "a_dag", "a_task", "ValueError"]
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """Sentry, switched on for this process as in a task's or the DAG processor's."""
+    with sentry_stand_in(tmp_path) as running:
+        monkeypatch.setenv("AIRFLOW__SENTRY__SENTRY_ON", "True")
+        monkeypatch.setenv("AIRFLOW__SENTRY__SENTRY_DSN", running.url.replace("://", "://abc@") + "/1")
+        sentry.install.cache_clear()
+        yield running
+        sentry_sdk.get_client().close(timeout=2)
+        sentry_sdk.get_global_scope().set_client(None)
+        sentry_sdk.get_global_scope().clear()
+        sentry.install.cache_clear()
+
+
+def check_ins(stand_in: StandIn) -> list[Any]:
+    return [item["payload"] for item in stand_in.get("/items.json") if item["type"] == "check_in"]
+
+
+def context(dag: Any, task: str, clear_number: int = 0) -> Any:
+    run = SimpleNamespace(clear_number=clear_number)
+    return {"dag": dag, "run_id": "scheduled__1", "dag_run": run, "ti": SimpleNamespace(task=dag.get_task(task))}
+
+
+def test_a_scheduled_run_checks_in_when_it_begins_and_when_it_ends(dag_bag: Any, stand_in: StandIn) -> None:
+    dag = dag_bag.dags["backup_daily"]
+    for task in ("preflight", "dump_and_store"):
+        for callback in dag.get_task(task).on_execute_callback:
+            callback(context(dag, task))
+    for callback in dag.on_success_callback:
+        callback(context(dag, "commit"))
+    begun, ended = check_ins(stand_in)
+    assert (begun["monitor_slug"], begun["status"], ended["status"]) == ("backup_daily", "in_progress", "ok")
+    assert begun["check_in_id"] == ended["check_in_id"]
+    config = begun["monitor_config"]
+    assert config["schedule"] == {"type": "crontab", "value": "0 2 * * *"}
+    assert config["timezone"] == "Africa/Nairobi"
+    assert config["max_runtime"] >= 3 * 6 * 60
+    assert stand_in.events == []
+
+
+def test_a_run_that_fails_or_is_cleared_checks_in_as_what_it_is(dag_bag: Any, stand_in: StandIn) -> None:
+    dag = dag_bag.dags["backup_daily"]
+    assert sentry.check_in_failed in dag.on_failure_callback
+    sentry.check_in_failed(context(dag, "commit"))
+    sentry.check_in_begun(context(dag, "preflight", clear_number=1))
+    failed, again = check_ins(stand_in)
+    assert (failed["status"], again["status"]) == ("error", "in_progress")
+    assert failed["check_in_id"] != again["check_in_id"]  # Sentry takes no news of a check-in that has ended
+
+
+def test_what_has_no_schedule_does_not_check_in(dag_bag: Any, stand_in: StandIn) -> None:
+    dag = dag_bag.dags["backup_restore"]
+    sentry.check_in_failed(context(dag, "check_request"))
+    assert check_ins(stand_in) == []
+
+
+def test_nothing_is_sent_where_sentry_is_off(dag_bag: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sentry, "_set_up", lambda: pytest.fail("set up"))
+    sentry.check_in_ok(context(dag_bag.dags["backup_daily"], "commit"))

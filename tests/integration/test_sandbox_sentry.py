@@ -3,6 +3,7 @@
 import gzip
 import http.client
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,25 @@ def test_the_pages(sentry: StandIn, sdk: sentry_sdk.Client) -> None:
     assert "test_sandbox_sentry.py in <b>capture</b>" in page
 
 
+def test_monitors_are_shown_with_their_check_ins(sentry: StandIn, sdk: sentry_sdk.Client) -> None:
+    config = {"schedule": {"type": "crontab", "value": "0 2 * * *"}, "timezone": "Africa/Nairobi"}
+    for number, status in ((1, "in_progress"), (1, "ok"), (2, "in_progress"), (2, "error"), (3, "in_progress")):
+        check_in = {"monitor_slug": "backup_daily", "check_in_id": f"{number:032}", "status": status}
+        sdk.capture_event({"type": "check_in", **check_in, "monitor_config": config})  # type: ignore[arg-type]
+    sdk.flush(timeout=5)
+    page = sentry.get("/")
+    assert "<td><b>backup_daily</b></td><td>0 2 * * * Africa/Nairobi</td>" in page
+    assert re.findall(r'title="(\w+)"', page) == ["ok", "error", "in_progress"]
+    assert "check_in" not in page.split("Other envelope items")[1]
+
+
+def test_check_in_by_address(sentry: StandIn) -> None:
+    assert send(sentry, b"", path="/api/1/cron/watchdog/abc/?status=ok", headers={})[0] == 202
+    assert "<b>watchdog</b>" in sentry.get("/")
+    assert send(sentry, b"", path="/api/1/cron/watchdog/abc/?status=fine", headers={})[0] == 400
+    assert send(sentry, b"", path="/api/1/cron/Bad Slug/abc/".replace(" ", "%20"), headers={})[0] == 404
+
+
 def test_nothing_hostile_gets_into_the_pages(sentry: StandIn) -> None:
     bad = "<script>alert(1)</script>\"'"
     frame = {"filename": bad, "function": bad, "lineno": bad, "context_line": bad, "vars": {bad: bad}, "module": bad}
@@ -152,5 +172,14 @@ def test_nothing_hostile_gets_into_the_pages(sentry: StandIn) -> None:
     }
     body = b'{}\n{"type":"event"}\n' + json.dumps(event).encode() + b'\n{"type":"<script>"}\n{}'
     assert send(sentry, body)[0] == 200
+    config = {"schedule": {"value": bad}, "timezone": bad}
+    for check_in in (
+        {"monitor_slug": bad, "status": bad, "monitor_config": config},
+        {"monitor_config": {"schedule": bad}},
+        {"monitor_config": bad},
+        [bad],
+    ):
+        body = b'{}\n{"type":"check_in"}\n' + json.dumps(check_in).encode()
+        assert send(sentry, body)[0] == 200
     for path in ("/", f"/events/{EVENT_ID}"):
         assert "<script" not in sentry.get(path)

@@ -59,7 +59,7 @@ def inform(context: "Context", what: str, why: str, todo: str, *, once: str = ""
     dag_id, page, link = _pages(context)
     alert = Alert(
         key=f"run_says:{dag_id}",
-        occurrence=f"{dag_id}/{once}" if once else f"{_occurrence(context)}/{what}",
+        occurrence=f"{dag_id}/{once}" if once else f"{occurrence(context)}/{what}",
         severity=Severity.WARNING,
         what=what,
         why=why,
@@ -120,7 +120,7 @@ def _alert(context: "Context") -> "Alert":
     dag_id, page, link = _pages(context)
     return Alert(
         key=f"run_failed:{dag_id}",
-        occurrence=_occurrence(context),
+        occurrence=occurrence(context),
         severity=Severity.CRITICAL,
         what=f"{dag_id} failed{_in_task(task)}",
         why=_why(context, error),
@@ -141,8 +141,8 @@ def _dag_id(context: "Context") -> str:
     return str(context["dag"].dag_id)
 
 
-def _occurrence(context: "Context") -> str:
-    """One failed run; a run that was cleared and fails again is told again."""
+def occurrence(context: "Context") -> str:
+    """One run; one that was cleared and fails again is told again."""
     cleared = getattr(context.get("dag_run"), "clear_number", 0) or 0
     return f"{_dag_id(context)}/{context['run_id']}" + (f"/cleared {cleared}" if cleared else "")
 

@@ -8,6 +8,7 @@ from typing import Any
 from airflow.sdk import CronTriggerTimetable, ExceptionRetryPolicy, RetryAction, RetryRule
 
 from payme_ops.foundation.errors import LeaseHeld, LeaseLost, PaymeOpsError, Unavailable
+from payme_ops.orchestration import sentry
 from payme_ops.orchestration.alerting import alert_failed_run
 
 RUNBOOKS = Path(__file__).resolve().parents[3] / "docs" / "runbooks"
@@ -57,8 +58,10 @@ def dag_options(dag_id: str, description: str, *, area: Area, risk: Risk) -> dic
         "catchup": False,
         "max_active_runs": 1,
         # No dagrun_timeout anywhere: it skips teardowns. Alerts hang on both levels: a killed task tells nobody.
-        "on_failure_callback": [alert_failed_run],
+        "on_failure_callback": [alert_failed_run, sentry.check_in_failed],
+        "on_success_callback": [sentry.check_in_ok],
         "default_args": {
+            "on_execute_callback": [sentry.check_in_begun],
             "on_failure_callback": [alert_failed_run],
             "owner": "payme-ops",
             "retries": 2,

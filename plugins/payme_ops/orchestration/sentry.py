@@ -6,25 +6,33 @@ where the run's failure is reported by `alerting.alert_failed_run`, which captur
 process or, after a SIGKILL, in the DAG processor. Errors of tasks without that callback pass. Log lines are
 breadcrumbs, not events.
 
+A scheduled DAG checks in to a cron monitor of its name: when its first task begins and when the run ends. Sentry makes
+the monitor by the first check-in, and tells when one fails or does not come.
+
 `[sentry] before_send` cannot do this: Airflow 3.3 hands it to the SDK as a string, and then every event is dropped.
 """
 
 import functools
 import logging
+import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from payme_ops.foundation.alert import Alert
 from payme_ops.foundation.scrub import scrub_all
 
 if TYPE_CHECKING:
-    from sentry_sdk._types import Event, Hint
+    from airflow.sdk import Context
+    from sentry_sdk._types import Event, Hint, MonitorConfig
+
+    from payme_ops.foundation.alert import Alert
 
 _log = logging.getLogger("payme_ops.sentry")
 
 _OURS = "payme_ops"  # mechanism of the events captured here
 _BY_CAPTURE_EXCEPTION = "generic"  # mechanism of sentry_sdk.capture_exception, which Airflow calls
 _FLUSH_SECONDS = 5.0
+# Minutes. A run may wait for a slot; a dump may be tried three times, six hours each.
+_CHECK_IN_MARGIN, _MAX_RUNTIME = 60, 20 * 60
 
 
 @functools.cache
@@ -39,18 +47,14 @@ def install() -> None:
         sentry_sdk.get_global_scope().add_event_processor(process)
 
 
-def capture(alert: Alert, error: BaseException | None, tags: Mapping[str, str]) -> str | None:
+def capture(alert: "Alert", error: BaseException | None, tags: Mapping[str, str]) -> str | None:
     """One event for a failed run. Answers its id; None when Sentry is off or took nothing."""
     if not _is_on():
         return None
     import sentry_sdk
     from sentry_sdk.utils import event_from_exception
 
-    install()
-    if not sentry_sdk.get_client().is_active():  # the DAG processor: Airflow sets Sentry up for tasks only
-        from airflow.sdk.execution_time.sentry.configured import ConfiguredSentry
-
-        ConfiguredSentry().prepare_to_enrich_errors("")
+    _set_up()
     event: Event = {"message": f"{alert.what}: {alert.why}", "level": "error"}
     if error is not None:
         options = sentry_sdk.get_client().options
@@ -63,6 +67,47 @@ def capture(alert: Alert, error: BaseException | None, tags: Mapping[str, str]) 
     event_id = sentry_sdk.capture_event(event)
     sentry_sdk.flush(timeout=_FLUSH_SECONDS)
     return event_id
+
+
+def check_in_begun(context: "Context") -> None:
+    """on_execute_callback of tasks: the run begins with those that wait for no other."""
+    if not context["ti"].task.upstream_task_ids:
+        _check_in(context, "in_progress")
+
+
+def check_in_ok(context: "Context") -> None:
+    """on_success_callback of DAGs."""
+    _check_in(context, "ok")
+
+
+def check_in_failed(context: "Context") -> None:
+    """on_failure_callback of DAGs."""
+    _check_in(context, "error")
+
+
+def _check_in(context: "Context", status: str) -> None:
+    dag: Any = context["dag"]
+    cron = getattr(dag.timetable, "expression", None)
+    if cron is None or not _is_on():
+        return
+    import sentry_sdk
+    from sentry_sdk.crons import capture_checkin
+
+    from payme_ops.orchestration.alerting import occurrence
+
+    _set_up()
+    config: MonitorConfig = {
+        "schedule": {"type": "crontab", "value": cron},
+        "timezone": str(dag.timetable.timezone),
+        "checkin_margin": _CHECK_IN_MARGIN,
+        "max_runtime": _MAX_RUNTIME,
+        "failure_issue_threshold": 1,
+        "recovery_threshold": 1,
+    }
+    # The end of a run is told in another process than its beginning: both must come to the same id.
+    number = uuid.uuid5(uuid.NAMESPACE_URL, occurrence(context)).hex
+    capture_checkin(monitor_slug=dag.dag_id, check_in_id=number, status=status, monitor_config=config)
+    sentry_sdk.flush(timeout=_FLUSH_SECONDS)
 
 
 def process(event: "Event", hint: "Hint") -> "Event | None":
@@ -78,6 +123,16 @@ def process(event: "Event", hint: "Hint") -> "Event | None":
             "level": "error",
             "message": f"an event was withheld, cleaning it failed with {type(error).__name__}",
         }
+
+
+def _set_up() -> None:
+    import sentry_sdk
+
+    install()
+    if not sentry_sdk.get_client().is_active():  # the DAG processor: Airflow sets Sentry up for tasks only
+        from airflow.sdk.execution_time.sentry.configured import ConfiguredSentry
+
+        ConfiguredSentry().prepare_to_enrich_errors("")
 
 
 def _is_on() -> bool:

@@ -116,7 +116,7 @@ def _tell(context: Context, made: Plan) -> None:
     alerting.inform(
         context,
         "Retention is frozen: no backup is deleted",
-        f"{made.frozen[:1].upper()}{made.frozen[1:]}. {held} deletions wait.",
+        f"{made.frozen[:1].upper()}{made.frozen[1:]}. Deletions that wait: {held}.",
         "Get a restore test to pass; retention goes on by itself then. Runbook: docs/runbooks/backup_retention.md",
         once=f"frozen since {made.proof or 'ever'}",
     )

@@ -1,7 +1,7 @@
 # `make` alone prints what there is. Everything works as root and as an ordinary user; nothing is installed outside
 # this folder.
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo tour test test-unit lint types bench clean
+.PHONY: help setup lock demo tour test test-unit lint types bench drill clean
 python := .venv/bin/python
 
 # make demo ARGS=--once · make tour STEP=1 · make bench SCALE=full · make setup PYTHON=python3.12
@@ -38,6 +38,9 @@ types: setup  ## mypy, strict
 
 bench: setup  ## against the old script and the limit: make bench SCALE=small|full
 	$(python) -m bench --scale $(SCALE) $(ARGS)
+
+drill: setup  ## the restore test's mutation score: planted defects caught, false alarms
+	$(python) -m bench.drill
 
 lock:  ## requirements*.in -> requirements*.txt, with hashes, for every platform (needs uv)
 	@scripts/lock $(ARGS)

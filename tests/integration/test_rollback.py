@@ -336,6 +336,37 @@ def test_an_api_that_is_down_is_a_question_too(case: Case, api: PaymeApi) -> Non
 
 
 @pytest.mark.usefixtures("backup")
+def test_killed_between_stop_and_its_evidence_it_is_started_all_the_same(
+    case: Case, api: PaymeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case.ask()
+
+    def stop_and_die(there: PaymeApi) -> payme_api.Version:
+        stop(there)
+        raise SystemExit
+
+    stop = payme_api.stop
+    monkeypatch.setattr(payme_api, "stop", stop_and_die)
+    with pytest.raises(SystemExit):
+        case.stop(api)
+    assert payme_api.health(api).status == "stopped"
+    started = case.start(api)
+    assert started
+    assert (started.verdict, started.measured["version"]) == (Verdict.PASS, "2.4.0")
+
+
+@pytest.mark.usefixtures("backup")
+def test_an_api_that_refuses_to_start_it_is_a_question(case: Case, api: PaymeApi) -> None:
+    case.ask()
+    case.stop(api)
+    call("POST", f"{api.url}/control", {"fail": 409})
+    started = case.start(api)
+    assert started
+    assert started.verdict is Verdict.INCONCLUSIVE
+    assert "start the application yourself, version 2.4.0" in started.remedy
+
+
+@pytest.mark.usefixtures("backup")
 def test_before_the_swap_it_is_started_as_it_ran(case: Case, api: PaymeApi) -> None:
     case.ask()
     assert case.start(api) is None  # nothing was stopped

@@ -7,6 +7,7 @@ tasks and the CLI in a row. Until the swap the running database is not touched; 
 import time
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from psycopg import sql
@@ -17,9 +18,9 @@ from payme_ops.backup.manifest import Manifest
 from payme_ops.backup.swap import Swapped
 from payme_ops.foundation import evidence, lease, payme_api
 from payme_ops.foundation.clock import show, utc_now
-from payme_ops.foundation.errors import IntegrityError, NotFound, SettingsError
+from payme_ops.foundation.errors import IntegrityError, NotFound, ServiceRefused, SettingsError, Unavailable
 from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, failed, passed
-from payme_ops.foundation.payme_api import PaymeApi, Version
+from payme_ops.foundation.payme_api import Health, PaymeApi, Version
 from payme_ops.foundation.postgres import connect, speaking, with_database
 from payme_ops.foundation.progress import Report
 from payme_ops.foundation.settings import Settings
@@ -122,55 +123,69 @@ def request(desk: RestoreDesk, run: str) -> Request:
 
 
 def stop_application(desk: RestoreDesk, run: str, api: PaymeApi | None) -> Evidence:
-    """Stop it through its API. The evidence is PASS when the API says so; else a person has to confirm it."""
+    """Stop it through its API. The evidence is PASS when the API says so; else a person has to confirm it.
+
+    What runs is recorded before it is stopped: whoever is killed in between leaves word of what to start.
+    """
     target = request(desk, run).target
 
-    def measure() -> Finding:
-        if api is None:
-            return Finding(
-                Verdict.INCONCLUSIVE, {"by": "nobody yet", "sessions": loss.sessions(desk.server, target)}, _BY_HAND
-            )
-        ran = payme_api.stop(api)
-        return passed({"by": "its API", **asdict(ran), "sessions": loss.sessions(desk.server, target)})
+    def before() -> Finding:
+        ran = asdict(payme_api.version(api)) if api else {}
+        return Finding(Verdict.INCONCLUSIVE, {**ran, "sessions": loss.sessions(desk.server, target)}, _STOP_BY_HAND)
+
+    def after(api: PaymeApi) -> Finding:
+        return passed({**asdict(payme_api.stop(api)), "sessions": loss.sessions(desk.server, target)})
 
     threshold = f"the application has stopped and has no session in {target}"
-    found = evidence.run_check(Check(STOPPED, threshold, "the PayMe API", measure), actor=run)
-    evidence.record(desk.ops, run, [found])
+    found = _ask_api(desk, run, Check(STOPPED, threshold, "the PayMe API", before), _STOP_BY_HAND)
+    if api and "version" in found.measured:
+        stop = Check(STOPPED, threshold, "the PayMe API", partial(after, api))
+        found = _ask_api(desk, run, stop, _STOP_BY_HAND, known=found.measured)
     return found
 
 
-_BY_HAND = "stop the application yourself, see that no session of it is left, then confirm"
+_STOP_BY_HAND = "stop the application yourself, see that no session of it is left, then confirm"
 
 
 def start_application(desk: RestoreDesk, run: str, api: PaymeApi | None, *, report: Report) -> Evidence | None:
     """Start what was stopped, and wait until it is healthy: after a swap at the version asked for, or the previous
     one; else at the version that ran. None when nothing had been stopped.
 
-    INCONCLUSIVE (no API, or it is away) and FAIL (not healthy in time) want a person.
+    INCONCLUSIVE (no API, it is away, or it says no) and FAIL (not healthy in time) want a person.
     """
     stopped = _latest(desk, run, STOPPED)
     if stopped is None:
         return None
-    wanted = request(desk, run)
-    restored = swapped(desk, run)
-    version = (
-        wanted.version if restored and wanted.version else _version(stopped, "previous" if restored else "version")
+    wanted, restored = request(desk, run), swapped(desk, run)
+    ran = str(stopped.measured.get("previous" if restored else "version", ""))
+    version = wanted.version if restored and wanted.version else ran
+    by_hand = (
+        f"start the application yourself{f', version {version}' if version else ''}, and see that /health is green"
     )
 
     def measure() -> Finding:
         if api is None:
-            return Finding(Verdict.INCONCLUSIVE, {"version": version or "unknown"}, _start_by_hand(version))
-        started = payme_api.start(api, version or _version_now(api, previous=restored))
-        return _await_health(api, started, report)
+            return Finding(Verdict.INCONCLUSIVE, {"version": version or "unknown"}, by_hand)
+        return _await_health(api, payme_api.start(api, version or _version_now(api, previous=restored)), report)
 
     threshold = f"healthy within {_HEALTHY_WITHIN_SECONDS:.0f} s"
-    found = evidence.run_check(Check(STARTED, threshold, "the PayMe API", measure), actor=run)
+    return _ask_api(desk, run, Check(STARTED, threshold, "the PayMe API", measure), by_hand)
+
+
+def _ask_api(
+    desk: RestoreDesk, run: str, check: Check, by_hand: str, *, known: dict[str, Any] | None = None
+) -> Evidence:
+    """Run a check against the API and record it. An API that is away, or says no, is a person's to replace."""
+
+    def measure() -> Finding:
+        try:
+            return check.measure()
+        except (Unavailable, ServiceRefused) as error:
+            return Finding(Verdict.INCONCLUSIVE, {**(known or {}), "api": f"{error.what}: {error.found}"}, by_hand)
+
+    found = evidence.run_check(replace(check, measure=measure), actor=run)
     evidence.record(desk.ops, run, [found])
     return found
-
-
-def _version(stopped: Evidence, name: str) -> str:
-    return str(stopped.measured.get(name, "")) if isinstance(stopped.measured, dict) else ""
 
 
 def _version_now(api: PaymeApi, *, previous: bool) -> str:
@@ -178,23 +193,25 @@ def _version_now(api: PaymeApi, *, previous: bool) -> str:
     return found.previous if previous else found.version
 
 
-def _start_by_hand(version: str) -> str:
-    return f"start the application yourself{f', version {version}' if version else ''}, and see that /health is green"
-
-
 def _await_health(api: PaymeApi, started: Version, report: Report) -> Finding:
     deadline = time.monotonic() + _HEALTHY_WITHIN_SECONDS
     while True:
-        found = payme_api.health(api)
+        found = _health(api)
+        measured = {"version": started.version, "status": found.status, "database": found.database}
         if found.healthy:
             report(f"the application is healthy, version {started.version}")
-            return passed({"version": started.version, "status": found.status, "database": found.database})
+            return passed(measured)
         if time.monotonic() > deadline:
-            measured = {"version": started.version, "status": found.status, "database": found.database}
-            return failed(
-                measured, "read the application's log; the database is the one named by `swapped`, or the old"
-            )
+            return failed(measured, "read the application's log: is it the version for the schema in use?")
         time.sleep(_ASK_EVERY_SECONDS)
+
+
+def _health(api: PaymeApi) -> Health:
+    """While it starts it may not answer at all."""
+    try:
+        return payme_api.health(api)
+    except Unavailable as error:
+        return Health(False, error.found, "unknown", "")
 
 
 # -- restore beside ---------------------------------------------------------------------------------------------

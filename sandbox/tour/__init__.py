@@ -4,6 +4,6 @@ from collections.abc import Callable, Mapping
 
 from rich.console import Console
 
-from sandbox.tour import by_hand, dropped_users
+from sandbox.tour import by_hand, dropped_users, tampered
 
-STEPS: Mapping[int, Callable[[Console], None]] = {1: by_hand.walk, 4: dropped_users.walk}
+STEPS: Mapping[int, Callable[[Console], None]] = {1: by_hand.walk, 2: tampered.walk, 4: dropped_users.walk}

@@ -98,3 +98,22 @@ def test_what_may_heal_is_tried_again_and_what_cannot_is_not():
     for kind in (errors.HashMismatch, errors.Untrusted, errors.PreflightFailed, errors.SettingsError):
         assert action(kind("x")) is RetryAction.FAIL, kind
     assert action(MemoryError()) is RetryAction.DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "schedule", "stages"),
+    [
+        ("backup_weekly", "0 4 * * 0", ["preflight", "need_fresh", "fresh_backup", "copy"]),
+        ("backup_monthly", "0 5 1 * *", ["preflight", "need_test", "restore_test", "archive"]),
+    ],
+)
+def test_copies_run_another_dag_first_where_one_is_needed(dag_bag, dag_id, schedule, stages):
+    dag = dag_bag.dags[dag_id]
+    assert (dag.timetable.expression, str(dag.timetable.timezone)) == (schedule, "Africa/Nairobi")
+    edges = {task.task_id: list(task.downstream_task_ids) for task in dag.tasks}
+    assert edges == {stage: stages[number + 1 : number + 2] for number, stage in enumerate(stages)}
+    first, last = dag.get_task(stages[2]), dag.get_task(stages[3])
+    assert last.trigger_rule == "none_failed"  # what is not needed is skipped
+    assert (first.deferrable, first.wait_for_completion) == (True, True)
+    assert first.trigger_dag_id in dag_bag.dags
+    assert "{{ run_id }}" in first.trigger_run_id

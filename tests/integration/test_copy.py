@@ -1,5 +1,6 @@
 """Weekly copies and monthly archives: the same bytes elsewhere, read there again; anything else commits nothing."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,31 +21,13 @@ from payme_ops.foundation.errors import (
     StoreUnavailable,
     Untrusted,
 )
-from payme_ops.foundation.record import Record
-from payme_ops.foundation.signing import load_private_key
 from tests.support.installation import Installation, quiet
 from tests.support.proxy import Proxy
+from tests.support.verdicts import judge
 
 
 def weekly(installation: Installation, done: Manifest) -> Manifest:
     return copy.copy(installation.desk, "test/weekly", done, report=quiet)
-
-
-def judged(installation: Installation, done: Manifest, outcome: Outcome = Outcome.VERIFIED) -> Record:
-    """A restore test's record beside the backup and its copies, without the restore."""
-    where, now = installation.catalogue, utc_now()
-    made = Record(
-        kind=verification.KIND,
-        subject=done.key,
-        run="test/restore_test",
-        actor="test",
-        verdict=outcome,
-        started=now,
-        ended=now,
-        facts=dict(verification.binding(done)),
-    )
-    key = load_private_key(installation.desk.settings.backup.verification_key_file)
-    return verification.write(catalogue.copies(where, done), made, key, where.verification_keys)
 
 
 def state(installation: Installation, done: Manifest) -> State:
@@ -79,10 +62,10 @@ def test_a_copy_is_a_backup_of_its_own_with_the_same_bytes(installation: Install
 
 def test_a_copy_inherits_what_was_verified_before_and_after_it(installation: Installation) -> None:
     done = installation.back_up()
-    judged(installation, done)
+    judge(installation, done)
     made = weekly(installation, done)
     assert state(installation, made) is State.VERIFIED
-    judged(installation, made, Outcome.REFUTED)
+    judge(installation, made, Outcome.REFUTED)
     assert (state(installation, done), state(installation, made)) == (State.REFUTED, State.REFUTED)
 
 
@@ -93,7 +76,7 @@ def test_copying_again_changes_nothing_but_carries_over_what_is_newer(installati
     assert weekly(installation, done) == made
     assert list(installation.copies.versions(made.prefix)) == versions
     # As when the other region was away during the test.
-    judged(installation, done)
+    judge(installation, done)
     installation.copies.delete(verification.key(made))
     assert state(installation, made) is State.COMPLETE
     weekly(installation, done)
@@ -159,7 +142,7 @@ def test_refuted_ones_copies_and_somebody_elses_are_not_copied(installation: Ins
     made = weekly(installation, done)
     with pytest.raises(IntegrityError, match="is a weekly itself"):
         weekly(installation, made)
-    judged(installation, done, Outcome.REFUTED)
+    judge(installation, done, Outcome.REFUTED)
     with pytest.raises(IntegrityError, match="is REFUTED"):
         weekly(installation, done)
     other = installation.back_up()
@@ -183,7 +166,7 @@ def test_of_that_day_in_nairobi(installation: Installation) -> None:
     done = installation.back_up()
     newer = installation.back_up()
     assert copy.of_day(installation.catalogue, utc_now()) == newer
-    judged(installation, newer, Outcome.REFUTED)
+    judge(installation, newer, Outcome.REFUTED)
     assert copy.of_day(installation.catalogue, utc_now()) == done
     with pytest.raises(NotFound, match="the newest is of"):
         copy.of_day(installation.catalogue, utc_now() + timedelta(days=1))
@@ -198,7 +181,7 @@ def test_an_archive_is_read_before_it_goes_to_glacier_and_comes_back_whole(
 ) -> None:
     installation.set("BACKUP__ARCHIVE_CLASS", glacier)
     done = installation.back_up()
-    judged(installation, done)
+    judge(installation, done)
     chosen = archive.oldest_verified(installation.catalogue)
     made = archive.archive(installation.desk, "test/monthly", chosen, report=quiet)
     assert (made.tier, made.copied_from) == (Tier.MONTHLY, done.key)
@@ -219,7 +202,7 @@ def test_an_archive_is_read_before_it_goes_to_glacier_and_comes_back_whole(
 
 def test_other_bytes_never_reach_glacier(installation: Installation, proxy: Proxy) -> None:
     done = installation.back_up()
-    judged(installation, done)
+    judge(installation, done)
     chosen = archive.oldest_verified(installation.catalogue)
     proxy.flip("GET", done.archive.key.replace("/daily/", "/monthly/"), at_byte=0, times=1)
     with pytest.raises(HashMismatch):
@@ -229,19 +212,35 @@ def test_other_bytes_never_reach_glacier(installation: Installation, proxy: Prox
     assert {installation.copies.head(item.key).storage_class for item in items} <= {"STANDARD", "STANDARD_IA"}
 
 
+def test_what_is_replaced_while_it_is_read_never_reaches_glacier(installation: Installation, proxy: Proxy) -> None:
+    done = installation.back_up()
+    judge(installation, done)
+    chosen = archive.oldest_verified(installation.catalogue)
+    key = done.archive.key.replace("/daily/", "/monthly/")
+    held = proxy.hold("GET", key, done_upstream=True)
+    with ThreadPoolExecutor(1) as pool:
+        archiving = pool.submit(archive.archive, installation.desk, "test/monthly", chosen, report=quiet)
+        held.wait_until_seen()
+        installation.copies.put(key, b"other bytes")
+        held.release()
+        with pytest.raises(HashMismatch, match="replaced while it was read"):
+            archiving.result()
+    assert nothing_is_committed(installation, Tier.MONTHLY)
+
+
 def test_only_verified_ones_oldest_first_and_each_once(installation: Installation) -> None:
     where = installation.catalogue
     with pytest.raises(NotFound, match="no daily backup to archive"):
         archive.due(where)
     refuted, first, second = (installation.back_up() for _ in range(3))
-    judged(installation, refuted, Outcome.REFUTED)
+    judge(installation, refuted, Outcome.REFUTED)
     assert archive.due(where).key == first.key
     with pytest.raises(NotFound, match="VERIFIED"):
         archive.oldest_verified(where)
     with pytest.raises(NotFound, match="restore-test"):
         archive.archive(installation.desk, "test", archive.due(where), report=quiet)
-    judged(installation, first)
-    judged(installation, second)
+    judge(installation, first)
+    judge(installation, second)
     assert archive.oldest_verified(where).key == first.key
     archive.archive(installation.desk, "test", archive.oldest_verified(where), report=quiet)
     assert archive.oldest_verified(where).key == second.key
@@ -269,7 +268,7 @@ def test_once_a_month_of_nairobi(
     there: bool,
 ) -> None:
     done = installation.back_up()
-    judged(installation, done)
+    judge(installation, done)
     read_back: Any = copy.store.read_back
 
     def at_that_time(*args: Any, **options: Any) -> Any:

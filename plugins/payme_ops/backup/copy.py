@@ -16,7 +16,7 @@ from payme_ops.backup.run import Desk
 from payme_ops.backup.verification import Outcome
 from payme_ops.foundation import lease
 from payme_ops.foundation.clock import EAT, show
-from payme_ops.foundation.errors import IntegrityError, NotFound
+from payme_ops.foundation.errors import HashMismatch, IntegrityError, NotFound
 from payme_ops.foundation.objectstore import Bucket
 from payme_ops.foundation.progress import Progress, Report
 from payme_ops.foundation.record import Record
@@ -115,10 +115,11 @@ def _replicate(
     archive = _copy_object(desk, source.archive, prefix, _PASSING_CLASS if archive_class else placed, report=report)
     roles = _copy_object(desk, source.globals, prefix, placed, report=report)
     copied = time.monotonic()
+    version = desk.copies.head(archive.key).version_id
     proof = store.read_back(desk.copies, archive, report=report)
     store.read_back(desk.copies, roles, report=report)
     if archive_class:
-        _move(desk.copies, archive, archive_class)
+        _move(desk.copies, archive, version, archive_class)
     made = source.model_copy(
         update={
             "tier": tier,
@@ -154,16 +155,18 @@ def _copy_object(desk: Desk, stored: SealedObject, prefix: str, storage_class: s
     return target
 
 
-def _move(bucket: Bucket, stored: SealedObject, storage_class: str) -> None:
-    """Into another class, and exactly the version that is there now, which was just read."""
-    head = bucket.head(stored.key)
+def _move(bucket: Bucket, stored: SealedObject, version: str, storage_class: str) -> None:
+    """Into another class: exactly the version that was read, because in an archive nobody reads it again."""
+    found = bucket.head(stored.key).version_id
+    if found != version:
+        raise HashMismatch(
+            f"{stored.key} was replaced while it was read",
+            expected=f"version {version}",
+            found=f"version {found}",
+            remedy="find out who else writes there, then run it again",
+        )
     bucket.copy(
-        bucket,
-        stored.key,
-        stored.key,
-        size_bytes=stored.size_bytes,
-        version_id=head.version_id,
-        StorageClass=storage_class,
+        bucket, stored.key, stored.key, size_bytes=stored.size_bytes, version_id=version, StorageClass=storage_class
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from payme_ops.backup import catalogue, manifest, preflight, run
+from payme_ops.backup import catalogue, freshness, manifest, preflight, run
 from payme_ops.backup import restore as restoring
 from payme_ops.backup.manifest import Manifest, Tier
 from payme_ops.backup.run import Superseded
@@ -63,6 +63,10 @@ def backup_list(*, as_json: AsJson = False) -> None:
         for one in found:
             if one.why:
                 doors.err.print(f"{one.key}: {one.why}", style="red", markup=False)
+        if not away:
+            seen = {tier: [one for one in found if one.tier is tier] for tier in Tier}
+            judged = freshness.judge(seen, settings.load().targets, utc_now(), actor=doors.run_name())
+            doors.out.print(freshness.summary(judged), markup=False)
     for error in away:
         doors.err.print(str(error), style="red", markup=False)
     if len(away) == 2:  # both regions

@@ -1,5 +1,6 @@
 """Retention on a real store: what goes, what stays, what comes back, and what a fault in between leaves."""
 
+import hashlib
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from payme_ops.backup import catalogue, retain, verification
 from payme_ops.backup.catalogue import Catalogue, State
-from payme_ops.backup.manifest import Manifest, Tier, backup_prefix
+from payme_ops.backup.manifest import Manifest, Tier
 from payme_ops.backup.retain import Action, Plan
 from payme_ops.backup.verification import Outcome
 from payme_ops.cli import doors
@@ -16,58 +17,36 @@ from payme_ops.foundation.clock import show, utc_now
 from payme_ops.foundation.errors import AlreadyExists, LeaseHeld, NotApproved, NotFound, StoreRefused, StoreUnavailable
 from payme_ops.foundation.evidence import Evidence
 from payme_ops.foundation.objectstore import Bucket
-from payme_ops.foundation.record import Record
-from payme_ops.foundation.signing import load_private_key
-from sandbox import forgery
+from tests.support import history as support
 from tests.support.installation import Installation, quiet
 from tests.support.proxy import Proxy
 
 OPS = "service=payme_ops_db"
 PROOF_DAYS = 8
+_real: list[Manifest] = []
 
 
 class History:
-    """Backups of any age in the installation's buckets: the bytes of one real backup under other times."""
+    """Backups of any age in the installation's buckets; `proof` is of today, and nothing has tested it yet."""
 
     def __init__(self, installation: Installation) -> None:
-        self.installation, self.original = installation, installation.back_up()
-        self.original_bucket = self.bucket(Tier.DAILY)
-        self._backup = installation.desk.settings.backup
+        self.installation = installation
+        if not _real:  # its truth is enough for all tests
+            _real.append(installation.back_up())
+            for key in list(installation.store.keys("postgres/")):
+                installation.store.delete(key)
+        self.proof = self.add(0)
 
-    def bucket(self, tier: Tier) -> Bucket:
+    def bucket(self, tier: Tier = Tier.DAILY) -> Bucket:
         return self.installation.catalogue.stores.of(tier)
 
     def add(self, days: float, tier: Tier = Tier.DAILY, outcome: Outcome | None = None) -> Manifest:
         """A backup of so many days ago, tested or not."""
-        taken, bucket = utc_now() - timedelta(days=days), self.bucket(tier)
-        prefix, moved = backup_prefix(self.original.database, tier, taken), {}
-        for part in ("archive", "globals"):
-            stored = getattr(self.original, part)
-            key = stored.key.replace(self.original.prefix, prefix)
-            bucket.copy(self.original_bucket, stored.key, key, size_bytes=stored.size_bytes)
-            moved[part] = stored.model_copy(update={"key": key})
-        when = {"started_at": taken, "snapshot_at": taken}
-        made = self.original.model_copy(update={**moved, **when, "tier": tier, "prefix": prefix})
-        forgery.sign_again(bucket, made, signing_key=load_private_key(self._backup.signing_key_file))
-        if outcome:
-            self.judge(made, outcome)
-        return made
+        return support.plant(self.installation, _real[0], utc_now() - timedelta(days=days), tier, outcome)
 
     def judge(self, made: Manifest, outcome: Outcome) -> None:
-        """What a restore test of this one alone said."""
-        now, facts = utc_now(), dict(verification.binding(made))
-        said = Record(
-            kind=verification.KIND,
-            subject=made.key,
-            run="test",
-            actor="test",
-            verdict=outcome,
-            started=now,
-            ended=now,
-            facts=facts,
-        )
-        key = load_private_key(self._backup.verification_key_file)
-        verification.write([(self.bucket(made.tier), made)], said, key, self._backup.verification_keys)
+        """What a restore test of this one said."""
+        support.find(self.installation, made, outcome)
 
     def there(self, made: Manifest) -> list[str]:
         """What a reader sees of it: names of objects."""
@@ -110,7 +89,7 @@ def complete(done: Manifest) -> list[str]:
 
 def test_what_is_past_its_time_goes_under_delete_markers_and_comes_back(history: History, proxy: Proxy) -> None:
     """Plan, delete, undo by the command line; with nothing but what payme_s3_prune may do."""
-    history.judge(history.original, Outcome.VERIFIED)
+    history.judge(history.proof, Outcome.VERIFIED)
     young, old = history.add(29.99), history.add(30.01, outcome=Outcome.VERIFIED)
     weekly, newest_weekly = history.add(90.01, Tier.WEEKLY, Outcome.VERIFIED), history.add(5, Tier.WEEKLY)
     archive = history.add(400, Tier.MONTHLY, Outcome.VERIFIED)
@@ -126,7 +105,7 @@ def test_what_is_past_its_time_goes_under_delete_markers_and_comes_back(history:
     done = history.installation.cli("backup", "retention", "--apply")
     assert (done.code, "2 deleted" in done.out) == (0, True), done
     assert (history.there(old), history.there(weekly)) == ([], [])
-    for kept in (history.original, young, newest_weekly, archive):
+    for kept in (history.proof, young, newest_weekly, archive):
         assert {"manifest.json", kept.archive.key.removeprefix(kept.prefix)} <= set(history.there(kept))
     deletes = [one for one in proxy.requests if one.startswith("DELETE")]
     assert len(deletes) == 8
@@ -136,17 +115,14 @@ def test_what_is_past_its_time_goes_under_delete_markers_and_comes_back(history:
     again = history.installation.cli("backup", "retention", "--apply")
     assert (again.code, "delete 0" in again.out) == (0, True), again
 
-    before = {one.key: one for one in history.bucket(Tier.WEEKLY).versions(weekly.prefix) if not one.marker}
     back = history.installation.cli("backup", "undelete", weekly.prefix.split("/")[3])
     assert back.code == 0, back
     assert f"{weekly.key} is back, VERIFIED" in back.out
     assert "the next retention deletes it again" in back.out
     assert history.there(weekly) == complete(weekly)
-    assert len(before) == 4
     for stored in (weekly.archive, weekly.globals):
-        assert history.bucket(Tier.WEEKLY).get(stored.key) == history.original_bucket.get(
-            stored.key.replace(weekly.prefix, history.original.prefix)
-        )
+        body = history.bucket(Tier.WEEKLY).get(stored.key)
+        assert hashlib.sha256(body).hexdigest() == stored.sha256
         assert history.bucket(Tier.WEEKLY).head(stored.key).storage_class == "STANDARD_IA"
 
 
@@ -159,7 +135,7 @@ def test_without_proof_nothing_goes_and_the_command_says_so(history: History) ->
 
 
 def test_many_at_once_want_a_typed_name_on_a_shell(history: History) -> None:
-    history.judge(history.original, Outcome.VERIFIED)
+    history.judge(history.proof, Outcome.VERIFIED)
     old = [history.add(31 + number) for number in range(4)]
     ended = history.installation.cli("backup", "retention", "--apply")
     assert ended.code == 1, ended
@@ -171,10 +147,10 @@ def test_many_at_once_want_a_typed_name_on_a_shell(history: History) -> None:
 
 
 def test_locks_are_reported_and_a_restore_tests_own_lock_is_none(history: History) -> None:
-    history.judge(history.original, Outcome.VERIFIED)
+    history.judge(history.proof, Outcome.VERIFIED)
     held, retained, tested = history.add(31), history.add(32), history.add(33, outcome=Outcome.VERIFIED)
     until = utc_now().replace(microsecond=0) + timedelta(days=2)
-    client, name = history.original_bucket.client, history.original_bucket.name
+    client, name = history.bucket().client, history.bucket().name
     client.put_object_legal_hold(Bucket=name, Key=held.globals.key, LegalHold={"Status": "ON"})
     lock: Any = {"Mode": "GOVERNANCE", "RetainUntilDate": until}
     client.put_object_retention(Bucket=name, Key=retained.archive.key, Retention=lock)
@@ -191,8 +167,8 @@ def test_locks_are_reported_and_a_restore_tests_own_lock_is_none(history: Histor
 def test_objects_without_a_manifest_go_after_a_week(history: History) -> None:
     left = history.add(3)
     history.judge(history.add(-7.5), Outcome.VERIFIED)  # the proof a week from now
-    history.original_bucket.delete(left.key)
-    history.original_bucket.put("postgres/payme/daily/notes/readme.txt", b"not ours")
+    history.bucket().delete(left.key)
+    history.bucket().put("postgres/payme/daily/notes/readme.txt", b"not ours")
     soon, later = (utc_now() + timedelta(days=days) for days in (6.9, 7.6))
     assert actions(planned(later))[left.prefix] is Action.DELETE
     assert "postgres/payme/daily/notes/" not in actions(planned(later))
@@ -201,24 +177,20 @@ def test_objects_without_a_manifest_go_after_a_week(history: History) -> None:
     assert actions(proof)[left.prefix] is Action.KEEP
 
 
-def test_a_store_whose_clock_is_another_asks(history: History, proxy: Proxy) -> None:
-    history.judge(history.original, Outcome.VERIFIED)
-    history.add(31)
+def test_a_store_whose_clock_is_another_asks_also_between_plan_and_apply(history: History, proxy: Proxy) -> None:
+    history.judge(history.proof, Outcome.VERIFIED)
+    old = history.add(31)
+    before = shown(planned())
     proxy.with_answer_header("HEAD", history.installation.copies_name, "Date", "Wed, 01 Jan 2020 00:00:00 GMT")
-    made = planned()
-    assert "s off the store's, 60 s are allowed" in made.asks
+    assert "s off the store's, 60 s are allowed" in planned().asks
     with pytest.raises(NotApproved, match="off the store's"):
-        apply(shown(retain.plan(history_without_skew(made), utc_now(), proof_days=PROOF_DAYS)))
-
-
-def history_without_skew(_: Plan) -> retain.Survey:
-    """The same look, by a clock that was right then."""
-    found = retain.survey(pruner(), utc_now())
-    return retain.Survey(found.entries, found.leftovers, found.held, timedelta(0))
+        apply(before)
+    assert "manifest.json" in history.there(old)
+    assert apply(shown(planned())).measured["deleted"] == [old.prefix]  # a person has agreed to that one
 
 
 def test_a_region_that_is_away_may_hold_the_proof_so_nothing_is_planned(history: History, proxy: Proxy) -> None:
-    history.judge(history.original, Outcome.VERIFIED)
+    history.judge(history.proof, Outcome.VERIFIED)
     old = history.add(31)
     proxy.answer("GET", history.installation.copies_name, 503, "ServiceUnavailable")
     with pytest.raises(StoreUnavailable):
@@ -230,12 +202,12 @@ def test_a_region_that_is_away_may_hold_the_proof_so_nothing_is_planned(history:
 
 
 def test_a_lock_after_the_plan_stops_all_of_it(history: History) -> None:
-    history.judge(history.original, Outcome.VERIFIED)
+    history.judge(history.proof, Outcome.VERIFIED)
     one, other = history.add(31), history.add(32)
     plan = shown(planned())
     assert set(retain.planned(plan)) == {one.prefix, other.prefix}
-    history.original_bucket.client.put_object_legal_hold(
-        Bucket=history.original_bucket.name, Key=other.archive.key, LegalHold={"Status": "ON"}
+    history.bucket().client.put_object_legal_hold(
+        Bucket=history.bucket().name, Key=other.archive.key, LegalHold={"Status": "ON"}
     )
     with pytest.raises(NotApproved, match="no longer holds for 1 of 2 deletions; nothing was deleted"):
         apply(plan)
@@ -243,17 +215,18 @@ def test_a_lock_after_the_plan_stops_all_of_it(history: History) -> None:
 
 
 def test_a_proof_that_is_refuted_after_the_plan_stops_it(history: History) -> None:
-    history.judge(history.original, Outcome.VERIFIED)
+    history.judge(history.proof, Outcome.VERIFIED)
+    history.add(2)
     old = history.add(31)
     plan = shown(planned())
-    history.judge(history.original, Outcome.REFUTED)
+    history.judge(history.proof, Outcome.REFUTED)
     with pytest.raises(NotApproved, match="frozen"):
         apply(plan)
     assert "manifest.json" in history.there(old)
 
 
 def test_what_is_due_by_now_but_was_not_planned_stays(history: History) -> None:
-    history.judge(history.original, Outcome.VERIFIED)
+    history.judge(history.proof, Outcome.VERIFIED)
     one = history.add(31)
     plan = shown(planned())
     later = history.add(31.5)
@@ -262,7 +235,7 @@ def test_what_is_due_by_now_but_was_not_planned_stays(history: History) -> None:
 
 
 def test_one_retention_at_a_time(history: History) -> None:
-    history.judge(history.original, Outcome.VERIFIED)
+    history.judge(history.proof, Outcome.VERIFIED)
     old = history.add(31)
     plan = shown(planned())
     with lease.hold(OPS, "retention:payme", "another"), pytest.raises(LeaseHeld):
@@ -274,7 +247,7 @@ def test_one_retention_at_a_time(history: History) -> None:
 
 
 def test_a_killed_deletion_leaves_no_backup_and_goes_on(history: History, proxy: Proxy) -> None:
-    history.judge(history.original, Outcome.VERIFIED)
+    history.judge(history.proof, Outcome.VERIFIED)
     old = history.add(31)
     plan = shown(planned())
     refused = proxy.answer("DELETE", old.archive.key, 403, "AccessDenied")
@@ -291,7 +264,7 @@ def test_a_killed_deletion_leaves_no_backup_and_goes_on(history: History, proxy:
 
 
 def test_a_command_killed_between_two_deletions_can_be_undone(history: History, proxy: Proxy) -> None:
-    history.judge(history.original, Outcome.VERIFIED)
+    history.judge(history.proof, Outcome.VERIFIED)
     old = history.add(31)
     held = proxy.hold("DELETE", old.archive.key)
     running = history.installation.start("backup", "retention", "--apply")
@@ -306,7 +279,7 @@ def test_a_command_killed_between_two_deletions_can_be_undone(history: History, 
 
 
 def test_undelete_goes_on_after_a_fault_with_the_manifest_last(history: History, proxy: Proxy) -> None:
-    history.judge(history.original, Outcome.VERIFIED)
+    history.judge(history.proof, Outcome.VERIFIED)
     old, backup = history.add(31, outcome=Outcome.VERIFIED), history.installation.desk.settings.backup
     apply(shown(planned()))
     writer = doors.catalogue("payme_s3_write")

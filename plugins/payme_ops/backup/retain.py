@@ -315,13 +315,14 @@ def apply(catalogue: Catalogue, ops: str, run: str, shown: Evidence, *, proof_da
     """Delete what the described plan says, manifests first, and record it. Killed and run again it goes on.
 
     Plans again right before. What would be deleted by now but was not planned waits for the next plan; if anything
-    planned would be kept by now, nothing is deleted. The caller has made sure that a person agreed where the plan asks.
+    planned would be kept by now, or a plan that asked nobody would ask by now, nothing is deleted. The caller has made
+    sure that a person agreed where the plan asks.
     Raises NotApproved when the plan changed, LeaseHeld, LeaseLost, StoreUnavailable, StoreRefused.
     """
     started, wanted = utc_now(), planned(shown)
     with lease.hold(ops, f"retention:{catalogue.database}"[:63], run) as held:
         again = plan(survey(catalogue, started), started, proof_days=proof_days, begun=wanted)
-        _require_unchanged(wanted, again)
+        _require_unchanged(shown, again)
         objects = 0
         for row in again.deletions:
             if row.backup in wanted:
@@ -335,7 +336,8 @@ def apply(catalogue: Catalogue, ops: str, run: str, shown: Evidence, *, proof_da
     return done
 
 
-def _require_unchanged(wanted: list[str], again: Plan) -> None:
+def _require_unchanged(shown: Evidence, again: Plan) -> None:
+    wanted = planned(shown)
     now_kept = [row for row in again.rows if row.backup in wanted and row.action is not Action.DELETE]
     if now_kept:
         raise NotApproved(
@@ -343,6 +345,13 @@ def _require_unchanged(wanted: list[str], again: Plan) -> None:
             expected="every planned deletion to be due still",
             found="; ".join(f"{row.backup} {row.action}, {row.rule}" for row in now_kept[:MAX_DELETIONS]),
             remedy="trigger the DAG again: it makes a new plan",
+        )
+    if wanted and again.asks and shown.verdict is Verdict.PASS:
+        raise NotApproved(
+            "the plan would ask a person by now; nothing was deleted",
+            expected="nothing unusual since it was made",
+            found=again.asks,
+            remedy="trigger the DAG again: it makes a new plan, and asks",
         )
 
 
@@ -366,7 +375,8 @@ def undelete(catalogue: Catalogue, name: str, backup: BackupSettings, *, report:
     """
     tier, prefix, deleted = _deleted(catalogue, name)
     bucket = catalogue.stores.of(tier)
-    encryption = Placement(bucket, backup.storage_class, backup.kms_key_id).encryption()
+    elsewhere = tier is not Tier.DAILY
+    encryption = Placement(bucket, backup.storage_class, backup.kms_key_id, by_bucket=elsewhere).encryption()
     for one in sorted(deleted, key=lambda version: version.key.endswith(f"/{MANIFEST_NAME}")):
         extra: dict[str, Any] = dict(encryption)
         extra |= (

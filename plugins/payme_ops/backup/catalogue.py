@@ -4,6 +4,7 @@ Dailies lie in the home bucket, weekly copies and monthly archives in the other 
 """
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -26,6 +27,7 @@ from payme_ops.foundation.record import Record
 from payme_ops.foundation.settings import BackupSettings
 from payme_ops.foundation.signing import verify
 
+_log = logging.getLogger("payme_ops.backup")
 # How long a tier keeps a backup, from its snapshot; None: for ever.
 RETENTION = {Tier.DAILY: timedelta(days=30), Tier.WEEKLY: timedelta(days=90), Tier.MONTHLY: None}
 _LATEST = {"latest": list(Tier), **{f"latest {tier}": [tier] for tier in Tier}}
@@ -148,10 +150,12 @@ def find(catalogue: Catalogue, name: str) -> Entry:
     """A backup by its manifest key, its prefix, its key stamp, or `latest` (of those that count), `latest daily`.
 
     A stamp that several tiers share means the daily, then the weekly, then the monthly. A region that is away is
-    passed over. Raises NotFound saying what there is; Untrusted or another IntegrityError for a backup whose
-    manifest does not count.
+    passed over, and a warning says so: the newest may be in it. Raises NotFound saying what there is; Untrusted or
+    another IntegrityError for a backup whose manifest does not count.
     """
     found, away = reachable(catalogue)
+    for error in away:
+        _log.warning("a region is away and its backups are passed over: %s", error)
     if name in _LATEST:
         return _latest(catalogue, [one for one in found if one.tier in _LATEST[name]], away)
     wanted = [one for one in found if name in (one.key, one.key.removesuffix(MANIFEST_NAME), one.key.split("/")[3])]

@@ -321,6 +321,12 @@ def test_replaced_databases_are_listed_and_dropped_when_their_time_is_over(shop:
     assert shop.databases() == {shop.target}
 
 
+def test_what_a_run_left_beside_is_dropped_when_its_time_is_over(shop: Shop) -> None:
+    assert shop.beside not in swap.drop_replaced(shop.restorer, older_than=timedelta(days=1), report=quiet)
+    assert shop.beside in swap.drop_replaced(shop.restorer, older_than=timedelta(0), report=quiet)
+    assert shop.databases() == {shop.target}
+
+
 def test_only_what_a_restore_made_is_dropped(shop: Shop) -> None:
     with shop.site.admin("postgres") as admin:
         admin.execute(sql.SQL("COMMENT ON DATABASE {} IS 'payme-ops {{not json'").format(sql.Identifier(shop.beside)))

@@ -312,14 +312,16 @@ def replaced(conninfo: str) -> list[Mark]:
 
 
 def drop_replaced(conninfo: str, *, older_than: timedelta, report: Report) -> list[str]:
-    """Drop those that were put aside longer ago; answers their names. Raises DatabaseUnavailable, DatabaseError."""
-    dropped = []
-    for mark in replaced(conninfo):
-        if mark.at + older_than <= utc_now():
-            drop(conninfo, mark.name)
-            report(f"{mark.name}, replaced {show(mark.at)}, is dropped")
-            dropped.append(mark.name)
-    return dropped
+    """Drop those that were put aside longer ago, and what a run restored beside as long ago and left there.
+
+    Answers their names. Raises DatabaseUnavailable, DatabaseError.
+    """
+    with connect(conninfo, application="payme_ops:replaced") as session, speaking("list replaced databases"):
+        over = [mark for mark in marks(session) if mark.at + older_than <= utc_now() and mark.name != mark.target]
+    for mark in over:
+        drop(conninfo, mark.name)
+        report(f"{mark.name}, {mark.state} {show(mark.at)}, is dropped")
+    return [mark.name for mark in over]
 
 
 def drop(conninfo: str, name: str) -> None:

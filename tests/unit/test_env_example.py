@@ -44,7 +44,7 @@ def test_defaults_shown_are_the_defaults() -> None:
 
 def test_airflow_section_has_every_connection_and_what_production_insists_on() -> None:
     found = names(sections()["Airflow"])
-    connections = ("DB_READ", "DB_RESTORE", "OPS_DB", "S3_WRITE", "S3_RESTORE", "SLACK")
+    connections = ("DB_READ", "DB_RESTORE", "OPS_DB", "S3_WRITE", "S3_RESTORE", "S3_PRUNE", "SLACK")
     assert {f"AIRFLOW_CONN_PAYME_{name}" for name in connections} <= set(found)
     assert {"AIRFLOW__CORE__AUTH_MANAGER", "AIRFLOW__SENTRY__SENTRY_DSN"} <= set(found)
     assert all(name.startswith(("AIRFLOW_CONN_PAYME_", "AIRFLOW__")) for name in found)

@@ -47,7 +47,7 @@ def backup_retention():
 
         return retention.apply("approve_deletions")
 
-    @task(queue="restore")
+    @task(queue="restore", trigger_rule=TriggerRule.NONE_FAILED)
     def drop_replaced():
         from payme_ops.orchestration import retention
 
@@ -59,9 +59,7 @@ def backup_retention():
 
         return retention.verdict("approve_deletions")
 
-    ended = verdict()
-    plan() >> approve_deletions >> apply() >> ended
-    drop_replaced() >> ended
+    plan() >> approve_deletions >> apply() >> [drop_replaced(), verdict()]
 
 
 backup_retention()

@@ -105,7 +105,7 @@ def test_an_ordinary_morning_asks_nobody(run: Run, caplog: pytest.LogCaptureFixt
     assert run.slack.messages == []
 
 
-def test_a_freeze_is_told_once_and_told_again_after_new_proof(run: Run) -> None:
+def test_a_freeze_is_told_once_and_its_end_and_told_again(run: Run) -> None:
     run.plant(9, Outcome.VERIFIED)
     old = run.plant(31)
     for number in range(3):
@@ -116,13 +116,21 @@ def test_a_freeze_is_told_once_and_told_again_after_new_proof(run: Run) -> None:
     [message] = run.slack.messages
     text = json.dumps(message)
     assert "Retention is frozen" in text
-    assert "Deletions that wait: 1" in text
+    assert "1 deletions wait" in text
     assert "docs/runbooks/backup_retention.md" in text
-    run.plant(8.5, Outcome.VERIFIED)  # newer proof, and that got old, too
-    run.begin(4)
-    assert tasks.plan() is False
+    proof = run.plant(1, Outcome.VERIFIED)
+    for number in (3, 4):
+        run.begin(number)
+        assert tasks.plan() is True
+    assert "no longer frozen" in json.dumps(run.slack.messages[1:])
     assert len(run.slack.messages) == 2
-    assert run.slack.messages[1]["thread_ts"] == message["ts"]
+    # The same old proof is the newest again, and people hear of it again.
+    history.find(run.installation, proof, Outcome.REFUTED)
+    for number in (5, 6):
+        run.begin(number)
+        assert tasks.plan() is False
+    assert len(run.slack.messages) == 3
+    assert {one.get("thread_ts", message["ts"]) for one in run.slack.messages} == {message["ts"]}
 
 
 def test_a_new_installation_is_frozen_and_nobody_is_woken(run: Run) -> None:
@@ -210,16 +218,18 @@ def test_a_dry_run_deletes_nothing(run: Run) -> None:
     assert tasks.plan() is False
     with pytest.raises(AirflowSkipException):
         tasks.apply(GATE)
-    assert tasks.drop_replaced() == []
+    with pytest.raises(AirflowSkipException):
+        tasks.drop_replaced()
     assert tasks.verdict(GATE) == "dry run: nothing was deleted"
     assert run.objects(old) == 3
 
 
 def test_by_hand_it_wants_a_reason_before_anything_is_touched(run: Run) -> None:
     run.begin(user="oncall")
-    for task in (tasks.plan, tasks.drop_replaced):
-        with pytest.raises(SettingsError, match="wants a reason"):
-            task()
+    with pytest.raises(SettingsError, match="wants a reason"):
+        tasks.plan()
+    with pytest.raises(NotFound):  # and what follows finds no plan
+        tasks.drop_replaced()
     run.begin(user="oncall", reason="the bucket is full")
     assert tasks.plan() is False
 
@@ -230,6 +240,14 @@ def test_a_replaced_database_goes_when_its_days_are_over(run: Run) -> None:
     with site.admin("postgres") as admin:
         admin.execute(f"CREATE DATABASE {name} OWNER payme_db_restore")
     try:
+        with site.admin("postgres") as admin:
+            put_aside(admin, name, utc_now() - timedelta(days=days, minutes=5))
+        tasks.plan()
+        with pytest.raises(AirflowSkipException, match="frozen"):
+            tasks.drop_replaced()
+        run.plant(1, Outcome.VERIFIED)
+        run.begin(2)
+        tasks.plan()
         for minutes, dropped in ((-5, []), (5, [name])):
             with site.admin("postgres") as admin:
                 put_aside(admin, name, utc_now() - timedelta(days=days, minutes=minutes))
@@ -253,12 +271,12 @@ def test_the_dag_asks_between_plan_and_apply_and_ends_in_its_verdict(dag_bag: An
     assert edges == {
         "plan": ["approve_deletions"],
         "approve_deletions": ["apply"],
-        "apply": ["verdict"],
-        "drop_replaced": ["verdict"],
+        "apply": ["drop_replaced", "verdict"],
+        "drop_replaced": [],
         "verdict": [],
     }
     assert dag.get_task("approve_deletions").defaults == ["Reject"]
     assert dag.get_task("drop_replaced").queue == "restore"
-    # One that was rejected or is frozen has skipped tasks before the verdict; one that failed is red without it.
-    assert dag.get_task("verdict").trigger_rule == "none_failed"
+    # One that was rejected or is frozen has skipped tasks before both leaves; one that failed is red without them.
+    assert {dag.get_task(leaf).trigger_rule for leaf in ("drop_replaced", "verdict")} == {"none_failed"}
     assert dag.get_task("plan").ignore_downstream_trigger_rules is False

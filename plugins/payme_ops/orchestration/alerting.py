@@ -18,7 +18,7 @@ from payme_ops.foundation.clock import utc_now
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from payme_ops.foundation.alert import Alert, Slack
+    from payme_ops.foundation.alert import Alert, Severity, Slack
 
 _log = logging.getLogger("payme_ops.alert")
 
@@ -47,20 +47,54 @@ def alert_failed_run(context: "Context") -> None:
     _log.info("alert %s for %s: %s", alert.key, alert.occurrence, outcome)
 
 
-def inform(context: "Context", what: str, why: str, todo: str, *, once: str = "") -> None:
+def inform(context: "Context", what: str, why: str, todo: str) -> None:
     """Tell the on-call channel something of a run that is no failure; all of one DAG's is one thread.
 
-    Told once for one run and `what`; with `once`, once for what that names, whichever run finds it again. Like an
-    alert it is written first, and never stops the task.
+    Told once for one run and `what`. Like an alert it is written first, and never stops the task.
     """
-    from payme_ops.foundation.alert import Alert, Severity, raise_alert
+    from payme_ops.foundation.alert import Severity
+
+    _say(context, f"run_says:{_dag_id(context)}", f"{occurrence(context)}/{what}", Severity.WARNING, what, why, todo)
+
+
+def begun(context: "Context", state: str, what: str, why: str, todo: str) -> None:
+    """Tell of a state that lasts, once until `over`, however many runs find it; it has a thread of its own."""
+    from payme_ops.foundation.alert import Severity
+
+    key = _state_key(context, state)
+    if key not in _standing(key):
+        _say(context, key, occurrence(context), Severity.CRITICAL, what, why, todo)
+
+
+def over(context: "Context", state: str, what: str) -> None:
+    """Tell that the state has ended, if anybody was told that it had begun."""
+    from payme_ops.foundation.alert import Severity
+
+    key = _state_key(context, state)
+    if key in (told := _standing(key)):
+        _say(context, key, f"{told[key]}/over", Severity.INFO, what, "What it was stands above.", "Nothing")
+
+
+def _state_key(context: "Context", state: str) -> str:
+    return f"state:{_dag_id(context)}:{state}"
+
+
+def _standing(key: str) -> dict[str, str]:
+    """What was begun and is not over; nothing while the ops database is away: twice is better than never."""
+    from payme_ops.foundation.alert import standing
+
+    return _or_none(lambda: standing(_ops_database(), key)) or {}
+
+
+def _say(context: "Context", key: str, occurrence: str, severity: "Severity", what: str, why: str, todo: str) -> None:
+    from payme_ops.foundation.alert import Alert, raise_alert
     from payme_ops.foundation.settings import AlertSettings
 
-    dag_id, page, link = _pages(context)
+    _, page, link = _pages(context)
     alert = Alert(
-        key=f"run_says:{dag_id}",
-        occurrence=f"{dag_id}/{once}" if once else f"{occurrence(context)}/{what}",
-        severity=Severity.WARNING,
+        key=key,
+        occurrence=occurrence,
+        severity=severity,
         what=what,
         why=why,
         since=utc_now(),

@@ -23,6 +23,7 @@ from payme_ops.orchestration.doors import catalogue, run_name
 _log = logging.getLogger("payme_ops.backup")
 
 _OPS, _S3 = "payme_ops_db", "payme_s3_prune"
+_FROZEN = "frozen"
 
 
 def plan() -> bool:
@@ -34,8 +35,7 @@ def plan() -> bool:
     shown = retain.describe(made, where.database, actor=run_name(context), proof_days=config.targets.proof_days)
     evidence.record(conninfo(_OPS), run_name(context), [shown])
     _log_table(shown)
-    if made.alarms:
-        _tell(context, made)
+    _tell(context, made)
     return bool(made.deletions) and not context["params"]["dry_run"]
 
 
@@ -55,14 +55,17 @@ def apply(gate: str) -> dict[str, Any]:
 
 
 def drop_replaced() -> list[str]:
-    """Drop the databases that a restore into production replaced, when they were kept as long as is set."""
+    """Drop the databases that a restore into production replaced, when they were kept as long as is set.
+
+    Skips while retention is frozen: such a database may be the only good copy of what it holds.
+    """
     context = get_current_context()
-    _require_reason(context)
     kept, server = timedelta(days=settings.load().backup.keep_replaced_days), conninfo("payme_db_restore")
-    if context["params"]["dry_run"]:
+    frozen = evidence.latest(conninfo(_OPS), run_name(context), PLAN).verdict is Verdict.FAIL
+    if frozen or context["params"]["dry_run"]:
         for mark in swap.replaced(server):
             _log.info("%s, replaced %s, is kept until %s", mark.name, show(mark.at), show(mark.at + kept))
-        return []
+        raise AirflowSkipException("retention is frozen" if frozen else "a dry run drops nothing")
     return swap.drop_replaced(server, older_than=kept, report=_log.info)
 
 
@@ -112,11 +115,14 @@ def _log_table(shown: Evidence) -> None:
 
 
 def _tell(context: Context, made: Plan) -> None:
-    held = sum(row.rule.startswith("frozen") for row in made.rows)
-    alerting.inform(
-        context,
-        "Retention is frozen: no backup is deleted",
-        f"{made.frozen[:1].upper()}{made.frozen[1:]}. Deletions that wait: {held}.",
-        "Get a restore test to pass; retention goes on by itself then. Runbook: docs/runbooks/backup_retention.md",
-        once=f"frozen since {made.proof or 'ever'}",
-    )
+    if not made.frozen:
+        alerting.over(context, _FROZEN, "Retention is no longer frozen: there is new proof")
+    elif made.alarms:
+        held = sum(row.rule.startswith("frozen") for row in made.rows)
+        alerting.begun(
+            context,
+            _FROZEN,
+            "Retention is frozen: no backup is deleted",
+            f"{made.frozen[:1].upper()}{made.frozen[1:]}. {held} deletions wait.",
+            "Get a restore test to pass; retention goes on by itself then. Runbook: docs/runbooks/backup_retention.md",
+        )

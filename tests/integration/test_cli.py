@@ -123,7 +123,7 @@ def test_0_and_2_usage(installation: Installation, shell: Shell) -> None:
     assert ended.code == 0
     assert "Exit codes" in ended.out
     assert shell("backup", "restore", "latest").code == 2
-    assert shell("backup", "run", "--tier", "hourly").code == 2
+    assert shell("backup", "run", "--tier", "daily").code == 2
     assert shell("backups").code == 2
 
 

@@ -1,5 +1,6 @@
 """Weekly copies and monthly archives: the same bytes elsewhere, read there again; anything else commits nothing."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,6 +24,7 @@ from payme_ops.foundation.errors import (
 )
 from tests.support.installation import Installation, quiet
 from tests.support.proxy import Proxy
+from tests.support.retrievals import slow_retrievals
 from tests.support.verdicts import judge
 
 
@@ -277,3 +279,44 @@ def test_once_a_month_of_nairobi(
     monkeypatch.setattr(copy.store, "read_back", at_that_time)
     made = archive.archive(installation.desk, "test", archive.oldest_verified(installation.catalogue), report=quiet)
     assert archive.made_in_month(installation.catalogue, looked_at) == (made if there else None)
+
+
+# --- on a shell -----------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_and_an_archive_and_its_way_back_by_hand(installation: Installation) -> None:
+    first = installation.back_up()
+    ended = installation.cli("backup", "copy")
+    assert ended.code == 0, ended.err
+    assert re.search(rf"copied from +│ {re.escape(first.key)}", ended.out), ended.out
+    stamp = first.prefix.split("/")[3]
+    ended = installation.cli("backup", "archive")
+    assert ended.code == 1
+    assert "expected VERIFIED; found COMPLETE" in ended.err
+    assert "restore-test" in ended.err
+    judge(installation, first)
+    ended = installation.cli("backup", "archive")
+    assert ended.code == 0, ended.err
+    states = {entry["tier"]: entry["state"] for entry in installation.json("backup", "list")}
+    assert states == {"daily": "VERIFIED", "weekly": "VERIFIED", "monthly": "VERIFIED"}
+    ended = installation.cli("backup", "archive")
+    assert (ended.code, "this month has its archive" in ended.err) == (0, True)
+    name = first.prefix.replace("/daily/", "/monthly/")
+    assert "backup retrieve" in installation.cli("backup", "verify", name).err
+    with slow_retrievals(installation.site.world.url("s3")) as end:
+        for _ in range(2):
+            ended = installation.cli("backup", "retrieve", name)
+            assert (ended.code, "run this again" in ended.out) == (6, True), ended.err
+        end()
+        ended = installation.cli("backup", "retrieve", name)
+        assert (ended.code, "can be read (READY)" in ended.out) == (0, True), ended.err
+        assert installation.cli("backup", "verify", name).code == 0
+    assert "can be read (STANDARD)" in installation.cli("backup", "retrieve", stamp).out
+
+
+def test_a_copy_by_hand_looks_at_the_bucket_first(installation: Installation) -> None:
+    installation.back_up()
+    installation.set("BACKUP__COPY_BUCKET", installation.bucket_name)
+    ended = installation.cli("backup", "copy")
+    assert ended.code == 3
+    assert "copy_bucket (fail)" in ended.err

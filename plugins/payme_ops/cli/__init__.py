@@ -14,7 +14,7 @@ import sys
 import typer
 
 from payme_ops.backup import preflight
-from payme_ops.cli import backup, doors, freshness, proof, retention, rollback, watchdog
+from payme_ops.cli import backup, copies, doors, freshness, proof, retention, rollback, watchdog
 from payme_ops.cli.backup import AsJson
 from payme_ops.cli.tables import evidence_json, evidence_table
 from payme_ops.foundation import opsdb
@@ -36,6 +36,9 @@ backup.app.command("rollback")(rollback.backup_rollback)
 backup.app.command("restore-test")(proof.backup_restore_test)
 backup.app.command("report")(proof.backup_report)
 backup.app.command("close")(proof.backup_close)
+backup.app.command("copy")(copies.backup_copy)
+backup.app.command("archive")(copies.backup_archive)
+backup.app.command("retrieve")(copies.backup_retrieve)
 backup.app.command("retention")(retention.backup_retention)
 backup.app.command("undelete")(retention.backup_undelete)
 backup.app.command("status")(freshness.backup_status)

@@ -29,7 +29,6 @@ Identity = Annotated[
 @app.command("run")
 def backup_run(
     *,
-    tier: Annotated[Tier, typer.Option(help="Tier to write to.")] = Tier.DAILY,
     accept_recipients: Annotated[
         bool, typer.Option("--accept-recipients", help="The recipients were changed on purpose (docs/keys.md).")
     ] = False,
@@ -41,7 +40,7 @@ def backup_run(
     preflight.record(desk, name, found)
     preflight.require_passed(found)
     try:
-        run.dump_and_store(desk, name, tier, queued_at, report=doors.report)
+        run.dump_and_store(desk, name, Tier.DAILY, queued_at, report=doors.report)
     except Superseded as reason:
         doors.err.print(str(reason), markup=False)
         return

@@ -71,6 +71,10 @@ class Running:
         code = self.process.wait(seconds)
         return Ended(code, self._out.read_text(), self._err.read_text())
 
+    def errors(self) -> str:
+        """What it has said on stderr so far."""
+        return self._err.read_text()
+
     def kill(self) -> None:
         """kill -9, as the kernel does when memory is short."""
         self.process.kill()

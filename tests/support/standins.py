@@ -63,19 +63,20 @@ class StandIn:
 @contextmanager
 def slack_stand_in(folder: Path) -> Iterator[StandIn]:
     """Slack, for the block."""
-    with _served(slack.make_server, folder / "slack.jsonl") as server:
+    with served(slack.make_server, folder / "slack.jsonl") as server:
         yield server
 
 
 @contextmanager
 def sentry_stand_in(folder: Path) -> Iterator[StandIn]:
     """Sentry, for the block."""
-    with _served(sentry.make_server, folder / "sentry.jsonl") as server:
+    with served(sentry.make_server, folder / "sentry.jsonl") as server:
         yield server
 
 
 @contextmanager
-def _served(make: Callable[[int, Path], Server], state: Path) -> Iterator[StandIn]:
+def served(make: Callable[[int, Path], Server], state: Path) -> Iterator[StandIn]:
+    """Any stand-in, for the block."""
     server = make(0, state)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -90,7 +91,7 @@ def _served(make: Callable[[int, Path], Server], state: Path) -> Iterator[StandI
 @contextmanager
 def status_page_stand_in(folder: Path) -> Iterator[StandIn]:
     """The status page, for the block."""
-    with _served(status_page.make_server, folder / "status_page.jsonl") as server:
+    with served(status_page.make_server, folder / "status_page.jsonl") as server:
         yield server
 
 
@@ -98,7 +99,7 @@ def status_page_stand_in(folder: Path) -> Iterator[StandIn]:
 def mail_stand_in(folder: Path) -> Iterator[tuple[StandIn, MailServer]]:
     """The mail server, for the block, and how to send through it."""
     port = free_port()
-    with _served(partial(mail.make_server, smtp_port=port), folder / "mail.jsonl") as server:
+    with served(partial(mail.make_server, smtp_port=port), folder / "mail.jsonl") as server:
         yield server, MailServer("127.0.0.1", port, "ops@payme.test", tls=False)
 
 
@@ -109,5 +110,5 @@ def payme_api_stand_in(folder: Path, conninfo: str) -> Iterator[tuple[StandIn, P
     def make(port: int, state: Path) -> Server:
         return payme_api.ApiServer(port, payme_api.Application(state, conninfo), API_TOKEN)
 
-    with _served(make, folder / "payme_api.jsonl") as server:
+    with served(make, folder / "payme_api.jsonl") as server:
         yield server, PaymeApi(server.url, API_TOKEN)

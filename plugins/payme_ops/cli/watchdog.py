@@ -103,7 +103,7 @@ def _heartbeat(config: Settings) -> Round:
     url = config.watchdog.heartbeat_url
     if not url and config.profile is Profile.PRODUCTION:
         raise _missing("PAYME_OPS__WATCHDOG__HEARTBEAT_URL", "no address: nobody would notice the watchdog's death")
-    return Round("heartbeat", timedelta(minutes=1), lambda: watching.ping(url) if url else None)
+    return Round("heartbeat", timedelta(seconds=30), lambda: watching.ping(url) if url else None)
 
 
 def _missing(variable: str, found: str) -> SettingsError:

@@ -180,7 +180,7 @@ class WatchdogSettings(_Group):
     heartbeat_url: str = Field(
         default="",
         pattern=r"^$|^https?://\S+$",
-        description="URL of a monitor elsewhere that the watchdog asks for each minute while it does its work.",
+        description="URL of a monitor elsewhere that the watchdog asks for every 30 s while it does its work.",
     )
 
 

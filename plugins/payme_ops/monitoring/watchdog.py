@@ -57,6 +57,7 @@ class Silences:
         self._since: dict[str, datetime] = {}
         self._told: dict[str, str] = {}
         self._unrecorded: dict[str, str] = {}  # told by Slack while the ops database was away
+        self._blind = False
 
     def take(self, signs: Sequence[Sign]) -> None:
         """Tell what must be told. An item without a sign stays as it was.
@@ -71,8 +72,11 @@ class Silences:
     def _remember(self) -> None:
         try:
             self._told = alert.standing(self._ops, _KEY) | self._unrecorded
+            self._blind = False
         except PaymeOpsError as error:
-            _log.error("what was told before is not known, going by memory: %s", error)
+            if not self._blind:  # once, not every thirty seconds
+                _log.error("what was told before is not known, going by memory: %s", error)
+            self._blind = True
 
     def _begun(self, sign: Sign) -> Outcome | None:
         key, now = f"{_KEY}{sign.item}", self._clock()
@@ -196,7 +200,7 @@ def _repeat(
             now = ""
         except Exception as error:
             now = f"{type(error).__name__}: {error}"
-        if now != said:  # once, not every thirty seconds
+        if now != said:
             _log.log(logging.ERROR if now else logging.INFO, "round %s: %s", one.name, now or "well again")
         said = now
         stop.wait(one.every.total_seconds())

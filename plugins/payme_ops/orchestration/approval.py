@@ -67,7 +67,8 @@ class ApprovalGate(ApprovalOperator):
             context,
             f"{self.subject} ({context['dag_run'].dag_id} waits for a person)",
             f"Asked by {requested_by or 'the schedule'}. Unanswered for {hours:g} h it counts as rejected.",
-            f"Another person than {requested_by or 'nobody'} opens the run and answers under Required Actions",
+            f"{f'Another person than {requested_by}' if requested_by else 'Anybody'} opens the run and answers under"
+            " Required Actions",
         )
         return super().execute(context)
 

@@ -41,6 +41,7 @@ def demo(console: Console, *, once: bool) -> None:
         api = airflow.login(here)
         supervisor.until(partial(api.dag_missing, DAG, since), DAG, _DAG_SECONDS)
         back_up(api, supervisor)
+        supervisor.start(world.watchdog(here))
         os.environ.update(here.env)
         console.print()
         console.print(proof_table(newest_backup()))
@@ -81,6 +82,7 @@ def _where(here: World) -> str:
         f"PayMe API    {here.url('payme_api')}   (stand-in: the application; it writes to the database)",
         f"Status page  {here.url('status_page')}   (stand-in: what customers would see)",
         f"Mail         {here.url('mail')}   (stand-in: what the support address would have got)",
+        "Watchdog     tells the Slack above who has gone silent; its heartbeat is under Crons in Sentry",
         f"Logs         {_below(here.root / 'logs')}",
     ]
     return "\n" + "\n".join(lines) + "\n"

@@ -135,6 +135,7 @@ def _assemble(root: Path, ports: dict[str, int]) -> World:
     env = {
         **_base_environment(),
         **_settings(root, keys),
+        **_watchdog(root, ports, passwords),
         **_shell_door(root),
         **_airflow_door(ports, passwords),
     }
@@ -211,6 +212,11 @@ def application(world: World) -> Process:
         ready=partial(silent, world.url("payme_api") + "/version"),
         cwd=PROJECT,
     )
+
+
+def watchdog(world: World) -> Process:
+    """What tells who has gone silent. Airflow should run, and the first backup be there, or that is what it tells."""
+    return Process("watchdog", [sys.executable, "-m", "payme_ops", "watchdog"], world.env, cwd=PROJECT)
 
 
 def prepare(world: World, *, size: str) -> None:
@@ -369,6 +375,19 @@ def _settings(root: Path, keys: Path) -> dict[str, str]:
         "PAYME_OPS__SLACK__CHANNEL": SLACK_CHANNEL,
         "PAYME_OPS__ALERT__OWNER": "PayMe on call (sandbox)",
         "PAYME_OPS__NOTIFY__SUPPORT_EMAIL": SUPPORT_EMAIL,
+    }
+
+
+def _watchdog(root: Path, ports: Mapping[str, int], passwords: Mapping[str, str]) -> dict[str, str]:
+    """What it needs besides: Slack without Airflow, and a heartbeat monitor, which is one of Sentry's here."""
+    token = root / "slack_token"
+    _write_private(token, passwords["slack.token"] + "\n")
+    monitor = f"api/1/cron/watchdog/{passwords['sentry.key']}/?status=ok"
+    return {
+        "PAYME_OPS__SLACK__TOKEN_FILE": str(token),
+        "PAYME_OPS__SLACK__API_URL": f"http://127.0.0.1:{ports['slack']}/api/",
+        "PAYME_OPS__WATCHDOG__AIRFLOW_URL": f"http://127.0.0.1:{ports['airflow']}",
+        "PAYME_OPS__WATCHDOG__HEARTBEAT_URL": f"http://127.0.0.1:{ports['sentry']}/{monitor}",
     }
 
 

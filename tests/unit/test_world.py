@@ -46,7 +46,7 @@ def test_secrets_are_private_whatever_the_umask(built: World) -> None:
     airflow.environment(built)
     private = [
         built.credentials,
-        *(built.root / name for name in ("pgpass", "pg_service.conf", "aws_config", "aws_credentials")),
+        *(built.root / name for name in ("pgpass", "pg_service.conf", "aws_config", "aws_credentials", "slack_token")),
         *(built.root / "keys" / name for name in ("recovery.age-identity", "drill.age-identity", "signing.pem")),
         built.root / "airflow" / "logins.json",
     ]
@@ -136,7 +136,9 @@ def test_both_doors_lead_to_the_same_store(built: World, monkeypatch: pytest.Mon
 
 def test_slack_is_the_stand_in(built: World) -> None:
     connection = json.loads(built.env["AIRFLOW_CONN_PAYME_SLACK"])
-    assert connection["extra"]["base_url"] == built.url("slack") + "/api/"
+    assert connection["extra"]["base_url"] == built.env["PAYME_OPS__SLACK__API_URL"] == built.url("slack") + "/api/"
+    token = Path(built.env["PAYME_OPS__SLACK__TOKEN_FILE"]).read_text()
+    assert token.strip() == connection["password"]
 
 
 def test_a_users_own_variables_do_not_steer_the_sandbox(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +178,7 @@ def test_age_keygen_reads_the_identities(built: World) -> None:
 
 def test_tasks_have_one_door(built: World) -> None:
     env = airflow.environment(built)
-    for name in ("PGSERVICEFILE", "PGPASSFILE", "AWS_CONFIG_FILE"):
+    for name in ("PGSERVICEFILE", "PGPASSFILE", "AWS_CONFIG_FILE", "PAYME_OPS__SLACK__TOKEN_FILE"):
         assert name in built.env
         assert name not in env
     assert env["AIRFLOW_CONN_PAYME_DB_READ"] == built.env["AIRFLOW_CONN_PAYME_DB_READ"]

@@ -87,7 +87,7 @@ def backup_restore():
     def start_application():
         from payme_ops.orchestration import rollback
 
-        rollback.start_application()
+        rollback.start_application("approve_swap")
 
     @task(queue="restore")
     def tell():

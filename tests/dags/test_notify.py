@@ -109,6 +109,14 @@ def test_told_again_is_told_once(outside: Outside, context: Any) -> None:
     assert len(outside.mails()) == len(outside.slack.messages) == 1
 
 
+def test_a_run_that_was_cleared_is_an_outage_anew(outside: Outside, context: Any) -> None:
+    for cleared in (0, 1):
+        context["dag_run"].clear_number = cleared
+        assert notify.tell(context, notice(BEGAN)) == notify.tell(context, notice(ENDED)) == []
+    assert outside.incidents() == ["investigating", "resolved"] * 2
+    assert len({mail["message_id"] for mail in outside.mails()}) == 4
+
+
 def test_what_is_not_configured_is_a_persons_to_tell(outside: Outside, context: Any) -> None:
     outside.monkeypatch.delenv("AIRFLOW_CONN_PAYME_STATUS_PAGE")
     outside.monkeypatch.delenv("AIRFLOW_CONN_PAYME_SMTP")

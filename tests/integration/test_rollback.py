@@ -9,7 +9,6 @@ from pathlib import Path
 import psycopg
 import pytest
 from click.testing import Result
-from psycopg import sql
 from typer.testing import CliRunner
 
 from payme_ops.backup import loss, rollback, swap, verification
@@ -27,7 +26,7 @@ from payme_ops.foundation.signing import load_private_key
 from sandbox.http import call
 from tests.support.installation import Installation, quiet
 from tests.support.standins import payme_api_stand_in
-from tests.support.waiting import eventually
+from tests.support.used import used_database
 
 _numbers = itertools.count(1)
 REASON = "users was dropped"
@@ -35,30 +34,8 @@ REASON = "users was dropped"
 
 @pytest.fixture
 def target(installation: Installation) -> Iterator[str]:
-    """The database in use: what PayMe's is, under another name, so that the site keeps its own."""
-    name = f"payme_used_{next(_numbers)}"
-    site = installation.site
-
-    def copied() -> bool:
-        with site.admin("postgres") as admin:
-            try:
-                admin.execute(f"CREATE DATABASE {name} TEMPLATE payme OWNER payme_owner")
-            except psycopg.errors.ObjectInUse:
-                return False
-        return True
-
-    eventually(copied, "nobody in the template")
-    with site.admin("postgres") as admin:
-        admin.execute(f"GRANT CONNECT ON DATABASE {name} TO payme_app; REVOKE CONNECT ON DATABASE {name} FROM PUBLIC")
-        admin.execute(f"ALTER ROLE payme_app IN DATABASE {name} SET statement_timeout TO '30s'")
-    installation.set("BACKUP__RESTORE_TARGETS", f"other,{name}")
-    try:
+    with used_database(installation) as name:
         yield name
-    finally:
-        with site.admin("postgres") as admin:
-            rows = admin.execute("SELECT datname FROM pg_database WHERE datname LIKE %s", [f"{name}%"]).fetchall()
-            for (found,) in rows:
-                admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(found)))
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def tell(context: "Context", notice: Notice) -> list[str]:
 
 def _once(context: "Context", notice: Notice, channel: str, how: Callable[[], Finding]) -> str:
     """Nothing when the channel was told, now or before; else what to do."""
-    item = _item(notice.phase, channel)
+    item = _item(context, notice.phase, channel)
     if _told(context, notice.phase, channel) is not None:
         return ""
     found = evidence.run_check(Check(item, "told", channel, how), actor=run_name(context))
@@ -59,14 +59,16 @@ def _once(context: "Context", notice: Notice, channel: str, how: Callable[[], Fi
     return f'{channel.replace("_", " ")}: tell "{notice.subject}" yourself ({found.remedy})'
 
 
-def _item(phase: str, channel: str) -> str:
-    return f"told_{phase}_{channel}"
+def _item(context: "Context", phase: str, channel: str) -> str:
+    """A run that was cleared may be an outage anew."""
+    cleared = context["dag_run"].clear_number
+    return f"told_{phase}_{channel}" + (f"_{cleared}" if cleared else "")
 
 
 def _told(context: "Context", phase: str, channel: str) -> dict[str, Any] | None:
     """What was measured when the channel was told; None when it was not."""
     try:
-        found = evidence.latest(connections.conninfo("payme_ops_db"), run_name(context), _item(phase, channel))
+        found = evidence.latest(connections.conninfo("payme_ops_db"), run_name(context), _item(context, phase, channel))
     except NotFound:
         return None
     return dict(found.measured) if found.verdict is Verdict.PASS else None
@@ -90,6 +92,6 @@ def _mail(context: "Context", notice: Notice) -> Finding:
     if not to or server is None:
         missing = "connection payme_smtp" if to else "PAYME_OPS__NOTIFY__SUPPORT_EMAIL"
         return Finding(Verdict.INCONCLUSIVE, {"configured": False}, f"{missing} is not there")
-    name = evidence.digest(f"{run_name(context)} {notice.phase}")[:32]
+    name = evidence.digest(f"{run_name(context)} {_item(context, notice.phase, 'mail')}")[:32]
     mail.send(server, to=to, subject=notice.subject, text=notice.public, message_id=name)
     return passed({"to": "support"})

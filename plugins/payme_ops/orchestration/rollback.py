@@ -6,9 +6,9 @@ from airflow.sdk import Context, get_current_context
 
 from payme_ops.backup import rollback
 from payme_ops.backup.rollback import PLAN, STARTED, STOPPED, RestoreDesk
-from payme_ops.foundation import evidence, payme_api, settings
+from payme_ops.foundation import approvals, evidence, payme_api, settings
 from payme_ops.foundation.clock import show, utc_now
-from payme_ops.foundation.errors import NotFound, PaymeOpsError
+from payme_ops.foundation.errors import NotApproved, NotFound, PaymeOpsError
 from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, passed
 from payme_ops.foundation.stop import stoppable
 from payme_ops.orchestration import alerting, connections, notify
@@ -61,10 +61,10 @@ def stop_application() -> None:
 
 def restore_beside() -> str:
     """Restore into a database of its own and compare."""
-    context = get_current_context()
-    _require_stopped(context)
+    context, desk = get_current_context(), _desk()
+    _require_stopped(context, desk)
     with stoppable():
-        return rollback.restore_beside(_desk(), run_name(context), report=_log.info)
+        return rollback.restore_beside(desk, run_name(context), report=_log.info)
 
 
 def measure_loss() -> None:
@@ -76,22 +76,23 @@ def measure_loss() -> None:
 
 def swap(gate: str) -> str:
     """Put the restored database in place; only what `gate`'s approval has shown."""
-    context = get_current_context()
-    _require_stopped(context)
+    context, desk = get_current_context(), _desk()
+    _require_stopped(context, desk)
     require_approval(context, gate=gate, evidence_item=PLAN)
     with stoppable():
-        done = rollback.swap_in(_desk(), run_name(context), report=_log.info)
+        done = rollback.swap_in(desk, run_name(context), report=_log.info)
     return done.replaced
 
 
-def start_application() -> None:
-    """Start what was stopped, whatever happened since, and drop what was restored but not used."""
-    context = get_current_context()
-    desk = _desk()
-    found = rollback.start_application(desk, run_name(context), connections.payme_api(), report=_log.info)
+def start_application(gate: str) -> None:
+    """Start what was stopped, whatever happened since; what was restored is dropped, unless `gate` approved it."""
+    desk, run = _desk(), run_name(get_current_context())
+    found = rollback.start_application(desk, run, connections.payme_api(), report=_log.info)
     if found:
         _log.info("application started: %s %s. %s", found.verdict, found.measured, found.remedy)
-    rollback.discard(desk, run_name(context))
+    answer = approvals.latest(desk.ops, run=run, gate=gate)
+    if answer is None or answer.choice != approvals.APPROVE:  # else the swap failed, and may be tried again
+        rollback.discard(desk, run)
 
 
 def tell() -> None:
@@ -156,9 +157,18 @@ def _require_health() -> None:
         )
 
 
-def _require_stopped(context: Context) -> None:
-    found = evidence.latest(connections.conninfo("payme_ops_db"), run_name(context), STOPPED)
-    if found.verdict is not Verdict.PASS:
+def _require_stopped(context: Context, desk: RestoreDesk) -> None:
+    """Stopped by its API or by a person's word, and not started since: a cleared task must not swap under it."""
+    run = run_name(context)
+    stopped, started = evidence.latest(desk.ops, run, STOPPED), _latest(desk, run, STARTED)
+    if started and started.ended >= stopped.ended:
+        raise NotApproved(
+            "the application was started again since it was stopped",
+            expected="a stopped application, and its loss measured after that",
+            found=f"started {show(started.ended)}",
+            remedy="clear stop_application and everything after it; what was restored beside is used again",
+        )
+    if stopped.verdict is not Verdict.PASS:
         require_approval(context, gate="confirm_stopped", evidence_item=STOPPED)
 
 

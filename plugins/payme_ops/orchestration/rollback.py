@@ -6,7 +6,7 @@ from airflow.sdk import Context, get_current_context
 
 from payme_ops.backup import rollback
 from payme_ops.backup.rollback import PLAN, STARTED, STOPPED, RestoreDesk
-from payme_ops.foundation import approvals, evidence, payme_api, settings
+from payme_ops.foundation import evidence, payme_api, settings
 from payme_ops.foundation.clock import show, utc_now
 from payme_ops.foundation.errors import NotApproved, NotFound, PaymeOpsError
 from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, passed
@@ -86,12 +86,12 @@ def swap(gate: str) -> str:
 
 def start_application(gate: str) -> None:
     """Start what was stopped, whatever happened since; what was restored is dropped, unless `gate` approved it."""
-    desk, run = _desk(), run_name(get_current_context())
+    context, desk = get_current_context(), _desk()
+    run = run_name(context)
     found = rollback.start_application(desk, run, connections.payme_api(), report=_log.info)
     if found:
         _log.info("application started: %s %s. %s", found.verdict, found.measured, found.remedy)
-    answer = approvals.latest(desk.ops, run=run, gate=gate)
-    if answer is None or answer.choice != approvals.APPROVE:  # else the swap failed, and may be tried again
+    if not _is_approved(context, gate):  # else the swap failed, and may be tried again
         rollback.discard(desk, run)
 
 
@@ -140,6 +140,14 @@ def verdict(gate: str) -> None:
         require_approval(context, gate=gate, evidence_item=BY_HAND)
     _require_health()
     _log.info("RTO: %s s from the request to a healthy application", rollback.recovery_seconds(desk, run) or "unknown")
+
+
+def _is_approved(context: Context, gate: str) -> bool:
+    try:
+        require_approval(context, gate=gate, evidence_item=PLAN)
+    except (NotApproved, NotFound):
+        return False
+    return True
 
 
 def _require_health() -> None:

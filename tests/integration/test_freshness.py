@@ -23,7 +23,7 @@ def verify(installation: Installation, done: Manifest, outcome: Outcome, millise
     where = installation.catalogue
     key = signing.load_private_key(installation.desk.settings.backup.verification_key_file)
     made = found(done, outcome, rto_milliseconds=milliseconds)
-    verification.write(catalogue.copies(where, done), made, key, where.verification_keys, ServerSideEncryption="AES256")
+    verification.write(catalogue.copies(where, done), made, key, where.verification_keys)
 
 
 def test_from_no_backup_to_a_proven_one_with_a_copy(installation: Installation) -> None:

@@ -41,7 +41,6 @@ def write(installation: Installation, done: Manifest, made: Record) -> Record:
         made,
         key_of(installation),
         where.verification_keys,
-        ServerSideEncryption="AES256",
     )
 
 

@@ -165,9 +165,7 @@ def run(
     key = load_private_key(settings.backup.verification_key_file, "PAYME_OPS__BACKUP__VERIFICATION_KEY_FILE")
     bucket = where.stores.of(entry.tier)
     made = examine(bucket, entry.manifest, identity, settings, run, given_host=given_host, report=report)
-    extra = store.Placement(bucket, "STANDARD", settings.backup.kms_key_id).encryption()
-    places = catalogue.copies(where, entry.manifest)
-    return verification.write(places, made, key, where.verification_keys, **extra)
+    return verification.write(catalogue.copies(where, entry.manifest), made, key, where.verification_keys)
 
 
 def require_verified(found: Record) -> None:

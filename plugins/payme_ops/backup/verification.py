@@ -5,7 +5,6 @@ of the same bytes inherits it. REFUTED is for ever until a person closes it.
 """
 
 from enum import StrEnum
-from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -71,12 +70,12 @@ def write(
     made: Record,
     signing_key: Ed25519PrivateKey,
     trusted_keys: list[str],
-    **extra: Any,
 ) -> Record:
     """Write the verification beside the backup and its copies, chained to what was there.
 
     `places` are the backup and the copies with the same binding, the backup first. Raises AlreadyExists when the one
-    before is REFUTED or CLOSED and this one says VERIFIED. What was there and cannot be trusted is not followed.
+    before is REFUTED or CLOSED and this one says VERIFIED. What was there and cannot be trusted is not followed. Each
+    bucket's own default encrypts: a KMS key is of no use outside its region.
     """
     before = _before(*places[0], trusted_keys)
     if before and before.verdict != Outcome.VERIFIED and made.verdict == Outcome.VERIFIED:
@@ -89,7 +88,7 @@ def write(
     chained = record.follow(made, before)
     body = record.signed(chained, signing_key)
     for bucket, manifest in places:
-        bucket.put(key(manifest), body, ContentType="application/json", **extra)
+        bucket.put(key(manifest), body, ContentType="application/json")
     return chained
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from payme_ops.backup import catalogue, restore, restore_test, store, verification
+from payme_ops.backup import catalogue, restore, restore_test, verification
 from payme_ops.cli import doors
 from payme_ops.cli.backup import Identity, Name
 from payme_ops.cli.tables import evidence_table
@@ -65,6 +65,5 @@ def backup_close(
         manifest, found.verification, by=f"{getpass.getuser()}, {doors.run_name()}", reason=reason
     )
     key = load_private_key(config.backup.verification_key_file, "PAYME_OPS__BACKUP__VERIFICATION_KEY_FILE")
-    extra = store.Placement(where.stores.home, "STANDARD", config.backup.kms_key_id).encryption()
-    verification.write(catalogue.copies(where, manifest), closed, key, where.verification_keys, **extra)
+    verification.write(catalogue.copies(where, manifest), closed, key, where.verification_keys)
     typer.echo(f"{found.key} is CLOSED")

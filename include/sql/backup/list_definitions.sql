@@ -4,7 +4,8 @@
 -- Expressions are compared without casts, parentheses and blanks: a server writes `x IN ('a', 'b')` of a varchar in
 -- one way, and after a dump and a restore in another with other casts, though nothing has changed.
 -- Left out: members of extensions (CREATE EXTENSION brings them), what PostgreSQL makes by itself for partitions, and
--- indexes that are not valid (pg_dump leaves them out).
+-- what pg_dump leaves out: indexes that are not valid, what is temporary, and what was added to pg_catalog.
+-- A name is NULL when the object was dropped after the snapshot: functions of PostgreSQL look at what is now.
 WITH member AS (
     SELECT classid, objid FROM pg_depend WHERE deptype = 'e'
 ),
@@ -25,7 +26,9 @@ object (kind, name, exact, expression) AS (
     SELECT CASE r.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialised view' WHEN 'c' THEN 'type' ELSE 'table' END,
            r.name,
            concat_ws(' | ', r.relkind, r.relpersistence, r.relrowsecurity, r.relforcerowsecurity, r.relreplident,
-                     array_to_string(r.reloptions, ','), pg_get_partkeydef(r.oid),
+                     -- Sorted: pg_dump writes check_option apart from the others.
+                     (SELECT string_agg(o, ',' ORDER BY o COLLATE "C") FROM unnest(r.reloptions) AS o),
+                     pg_get_partkeydef(r.oid),
                      pg_get_expr(r.relpartbound, r.oid), nullif(r.reloftype, 0)::regtype,
                      (SELECT string_agg(i.inhparent::regclass::text, ',' ORDER BY i.inhseqno)
                       FROM pg_inherits AS i WHERE i.inhrelid = r.oid)),
@@ -83,8 +86,11 @@ object (kind, name, exact, expression) AS (
     UNION ALL
     SELECT 'function', own.name || '.' || quote_ident(p.proname) || '(' || pg_get_function_identity_arguments(p.oid) || ')',
            concat_ws(' | ', p.prokind, l.lanname, p.provolatile, p.proisstrict, p.prosecdef, p.proleakproof, p.proparallel,
-                     array_to_string(p.proconfig, ','), pg_get_function_result(p.oid), p.prosrc, p.probin),
-           pg_get_function_arguments(p.oid)
+                     array_to_string(p.proconfig, ','), pg_get_function_result(p.oid), p.prosrc, p.probin,
+                     (SELECT concat_ws(' ', g.aggtransfn::regproc, g.aggfinalfn::regproc, g.aggtranstype::regtype,
+                                       quote_nullable(g.agginitval))
+                      FROM pg_aggregate AS g WHERE g.aggfnoid = p.oid)),
+           concat_ws(' | ', pg_get_function_arguments(p.oid), pg_get_function_sqlbody(p.oid))
     FROM pg_proc AS p
     JOIN own ON own.oid = p.pronamespace
     JOIN pg_language AS l ON l.oid = p.prolang
@@ -129,6 +135,7 @@ object (kind, name, exact, expression) AS (
     FROM pg_description AS d
     CROSS JOIN LATERAL pg_identify_object(d.classoid, d.objoid, d.objsubid) AS i
     WHERE d.objoid >= 16384
+      AND coalesce(i.schema, '') !~ '^pg_' AND coalesce(i.identity, '') !~ ' on pg_temp(_\d+)?\.'
       AND NOT EXISTS (SELECT FROM member AS m WHERE m.classid = d.classoid AND m.objid = d.objoid)
     UNION ALL
     -- Of these their presence is compared.
@@ -152,6 +159,7 @@ object (kind, name, exact, expression) AS (
     ) AS o
     CROSS JOIN LATERAL pg_identify_object(o.class, o.oid, 0) AS i
     WHERE o.oid >= 16384
+      AND coalesce(i.schema, '') !~ '^pg_'
       AND NOT EXISTS (SELECT FROM member AS m WHERE m.classid = o.class AND m.objid = o.oid)
 )
 SELECT kind, name,
@@ -163,6 +171,6 @@ SELECT kind, name,
                    || '|(timestamp|time)(\(\d+\))? with(out)? time zone|[a-z0-9_]+)(\(\d+(,\s*\d+)?\))?(\[\])*',
                    '', 'g'),
                '() ' || chr(10), ''),
-           'UTF8')), 'hex') AS sha256
+           getdatabaseencoding())), 'hex') AS sha256
 FROM object
 ORDER BY kind COLLATE "C", name COLLATE "C"

@@ -5,7 +5,9 @@ SELECT r.rolname AS name,
            CASE WHEN r.rolcreatedb THEN 'createdb' END, CASE WHEN r.rolcanlogin THEN 'login' END,
            CASE WHEN r.rolreplication THEN 'replication' END, CASE WHEN r.rolbypassrls THEN 'bypassrls' END,
            CASE WHEN NOT r.rolinherit THEN 'noinherit' END) AS attributes,
-       coalesce(array_agg(g.rolname::text ORDER BY g.rolname) FILTER (WHERE g.rolname IS NOT NULL), '{}') AS member_of
+       -- A membership that two roles granted is one: a restore has one grantor.
+       coalesce(array_agg(DISTINCT g.rolname::text ORDER BY g.rolname::text) FILTER (WHERE g.rolname IS NOT NULL), '{}')
+           AS member_of
 FROM pg_roles AS r
 LEFT JOIN pg_auth_members AS m ON m.member = r.oid
 LEFT JOIN pg_roles AS g ON g.oid = m.roleid

@@ -7,7 +7,7 @@ types of extensions by their text, with the settings that shape text pinned.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import psycopg
@@ -25,7 +25,7 @@ from payme_ops.backup.manifest import (
     SequenceTruth,
     Truth,
 )
-from payme_ops.foundation.errors import TruthMismatch
+from payme_ops.foundation.errors import TruthMismatch, Unavailable
 from payme_ops.foundation.progress import Report
 from payme_ops.foundation.sql import load
 
@@ -58,6 +58,8 @@ _PINNED = {
     "lc_monetary": "C",
     "search_path": "",  # the text of a regclass has its schema where the path does not
     "row_security": "off",
+    "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",
     "lo_compat_privileges": "on",
     # One core beside the dump's; the other sessions of a production server keep theirs.
     "max_parallel_workers_per_gather": "0",
@@ -105,7 +107,8 @@ def measure(
 ) -> Truth:
     """The truth in the connection's snapshot.
 
-    Cost: one pass over every table on one core. Raises psycopg.Error; the caller says what it was doing.
+    Cost: one pass over every table on one core. Raises psycopg.Error; the caller says what it was doing. Raises
+    Unavailable when an object was dropped meanwhile.
     """
     columns = _columns(connection)
     measured = []
@@ -125,14 +128,29 @@ def measure(
             Role(name=r[0], attributes=r[1], member_of=r[2]) for r in connection.execute(load("backup/list_roles.sql"))
         ],
         grants=[
-            Grant(name=r[0], owner=r[1], privileges=r[2]) for r in connection.execute(load("backup/list_grants.sql"))
+            Grant(name=name, owner=owner, privileges=privileges)
+            for name, owner, privileges in _still_there(connection.execute(load("backup/list_grants.sql")))
         ],
         large_objects=_large_objects(connection),
         definitions=[
-            Definition(kind=r[0], name=r[1], sha256=r[2])
-            for r in connection.execute(load("backup/list_definitions.sql"))
+            Definition(kind=kind, name=name, sha256=sha256)
+            for kind, name, sha256 in _still_there(connection.execute(load("backup/list_definitions.sql")))
         ],
     )
+
+
+def _still_there(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Names come from functions of PostgreSQL that look at what is now, not at the snapshot; a row without one is of
+    an object that was dropped."""
+    for row in rows:
+        if None in row[:2]:
+            raise Unavailable(
+                "something was dropped while the truth was measured",
+                expected="the objects of the dump's snapshot",
+                found="one of them without a name",
+                remedy="run it again; keep migrations and backups apart",
+            )
+        yield row
 
 
 def _columns(connection: psycopg.Connection) -> dict[int, list[sql.Composable]]:
@@ -216,6 +234,8 @@ def access_differences(expected: Truth, found: Truth, *, ignore: frozenset[str] 
     grants = [
         {g.name: f"owner {g.owner}, {g.privileges or 'nobody else'}" for g in each.grants} for each in (expected, found)
     ]
+    if "schema public" not in grants[0]:  # template0 has one, and no dump takes it away
+        grants[1].pop("schema public", None)
     return [*_named("role", *roles), *_named("grants of", *grants)]
 
 

@@ -176,7 +176,7 @@ def test_the_lines_lead_to_a_backup_that_restores(
     told = document.run([*lines[:step], enforcing(aws), *lines[step:]], env, tmp_path)
 
     assert re.search(r"database payme_first_restore holds [0-9,]+ rows, equal to the manifest", told)
-    assert re.search(r"daily.*VERIFIED", told)
+    assert re.search(r"weekly.*VERIFIED", told)
     desk = tmp_path / "desk"
     for path in desk.iterdir():
         assert path.stat().st_mode & 0o077 == 0, f"others may read {path.name}"

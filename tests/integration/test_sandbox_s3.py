@@ -173,6 +173,20 @@ def test_conditional_put_has_one_winner(server: Server) -> None:
     assert sorted(outcomes) == [200] + [412] * 7
 
 
+def test_a_copy_into_a_bucket_that_locks_needs_no_digest_and_is_locked(server: Server) -> None:
+    client = s3.client(server.endpoint)
+    client.put_object_lock_configuration(
+        Bucket=BUCKET,
+        ObjectLockConfiguration={
+            "ObjectLockEnabled": "Enabled",
+            "Rule": {"DefaultRetention": {"Mode": "GOVERNANCE", "Days": 14}},
+        },
+    )
+    client.put_object(Bucket=BUCKET, Key="a", Body=b"a", ChecksumAlgorithm="CRC32")
+    client.copy_object(Bucket=BUCKET, Key="b", CopySource={"Bucket": BUCKET, "Key": "a"})
+    assert client.head_object(Bucket=BUCKET, Key="b")["ObjectLockMode"] == "GOVERNANCE"
+
+
 def test_what_was_acknowledged_before_the_stop_is_there_after_it(server: Server) -> None:
     acknowledged = []
 

@@ -168,7 +168,7 @@ _PUT = S3Response._key_response_put
 
 
 def _correct_moto() -> None:
-    S3Response._key_response_put = _put_or_copy  # type: ignore[method-assign]
+    S3Response._key_response_put = _put_or_copy  # type: ignore[assignment,method-assign]
     FakeKey.restore = _restore_from_now_on  # type: ignore[assignment,method-assign]
     FakeKey.instances_tracked = _NotTracked()  # type: ignore[attr-defined]
     FakeKey.__deepcopy__ = _copy_without_bytes  # type: ignore[attr-defined]

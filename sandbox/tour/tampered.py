@@ -13,9 +13,9 @@ from payme_ops.backup import catalogue, restore
 from payme_ops.backup.catalogue import Entry, State
 from payme_ops.backup.manifest import Manifest, Tier
 from payme_ops.cli import doors
-from payme_ops.cli.tables import entries_table, evidence_table, proof_table
+from payme_ops.cli.tables import entries_table, proof_table
 from payme_ops.foundation import settings, signing
-from payme_ops.foundation.evidence import Verdict
+from payme_ops.foundation.evidence import Verdict, plain
 from sandbox import forgery, postgres
 from sandbox.http import call
 from sandbox.supervisor import SandboxError
@@ -36,15 +36,15 @@ def walk(console: Console) -> None:
         console.print(proof_table(done))
         say(f"Somebody with the backup worker's keys restores it at home, runs\n     {CHANGE}\n   and puts it back.")
         forged = _forge(done)
-        console.print(f"   archive before  {done.archive.sha256}")
-        console.print(f"   archive now     {forged.archive.sha256}, in a manifest that is rightly signed")
+        console.print(f"   archive before  {done.archive.sha256[:32]}…")
+        console.print(f"   archive now     {forged.archive.sha256[:32]}…, in a manifest that is rightly signed")
         say(f"The restore test of that backup, by {_TEST}: it has to fail.")
         run, state = desk.run(_TEST, {"manifest": forged.key, "reason": "tour, step 2"})
         _expect((run, state), "failed", _TEST)
         refuted = _entry(forged)
         _show(console, refuted)
         say("Slack heard of it once, with the runbook:")
-        console.print(f"   {_message(desk, run)}")
+        console.print(f"   {_message(desk, run)}", markup=False)
         say("It counts for nothing from now on, and retention does not touch it; a person has to close it.")
         console.print(entries_table("Dailies", list(catalogue.entries(_where(), tiers=[Tier.DAILY]))))
 
@@ -92,11 +92,13 @@ def _entry(forged: Manifest) -> Entry:
 def _show(console: Console, refuted: Entry) -> None:
     if refuted.verification is not None:
         wrong = [item for item in refuted.verification.evidence if item.verdict is not Verdict.PASS]
-        console.print(evidence_table(f"{refuted.key}: {refuted.state}", wrong))
+        console.print(f"   {refuted.key} is {refuted.state}", soft_wrap=True)
+        for item in wrong:
+            console.print(f"   {item.item}: {plain(item.measured)}", style="red", markup=False, soft_wrap=True)
 
 
 def _message(desk: Desk, run: str) -> str:
     told = [one for one in call("GET", f"{desk.world.url('slack')}/messages.json")[1] if run in json.dumps(one)]
     if len(told) != 1:
         raise SandboxError("Slack did not hear of it once", expected="1 message", found=str(len(told)))
-    return str(told[0]["text"])
+    return "\n   ".join(block["text"]["text"] for block in told[0]["blocks"] if "text" in block)

@@ -1,5 +1,7 @@
 """What people see of backups and evidence on a terminal."""
 
+from datetime import datetime
+
 from rich.table import Table
 
 from payme_ops.backup.catalogue import Entry, State
@@ -43,9 +45,9 @@ def proof_table(done: Manifest) -> Table:
 
 
 def entries_table(title: str, found: list[Entry]) -> Table:
-    """Backups by tier and time."""
-    table = Table(title=title)
-    for heading in ("tier", "taken (EAT)", "size", "rows", "state", "tested (EAT)", "expires"):
+    """Backups by tier and time; fits into 80 columns."""
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    for heading in ("tier", "taken (EAT)", "size", "rows", "state", "tested", "expires"):
         table.add_column(heading, justify="right" if heading in ("size", "rows") else "left", no_wrap=True)
     for one in found:
         table.add_row(*_entry_row(one))
@@ -58,13 +60,17 @@ def _entry_row(one: Entry) -> list[str]:
         return [one.tier, one.key, "", "", state, "", ""]
     return [
         one.tier,
-        show(one.manifest.snapshot_at).removesuffix(" EAT"),
+        _minute(one.manifest.snapshot_at),
         size(one.manifest.archive.size_bytes),
         f"{one.manifest.truth.rows:,}",
         state,
-        show(one.verification.ended).removesuffix(" EAT") if one.verification else "",
-        show(one.expires_at).split(" ")[0] if one.expires_at else "never",
+        _minute(one.verification.ended)[:10] if one.verification else "never",
+        _minute(one.expires_at)[:10] if one.expires_at else "never",
     ]
+
+
+def _minute(instant: datetime) -> str:
+    return show(instant)[:16]
 
 
 def entry_json(one: Entry) -> dict[str, object]:

@@ -156,7 +156,8 @@ def swap(ops: str, conninfo: str, *, environment: str, target: str, beside: str,
                 return before
             require_power(session, target)
             old, mark = facts(session, target), _restored(session, beside, target, run)
-            _carry_over(session, target if old else None, beside)
+            if old:
+                _carry_over(session, old, target, beside)
         return _rename(conninfo, session, held, old=old, mark=mark, report=report)
 
 
@@ -188,41 +189,32 @@ def _done(session: psycopg.Connection, target: str, run: str) -> Swapped | None:
     return None
 
 
-def _carry_over(session: psycopg.Connection, source: str | None, beside: str) -> None:
+def _carry_over(session: psycopg.Connection, before: Facts, source: str, beside: str) -> None:
     """Owner, privileges, settings and connection limit of `source` to `beside`, and compare."""
-    if source is None:
-        return
-    before = facts(session, source)
-    there = facts(session, beside)
-    if before is None or there is None:
-        raise NotFound(f"database {source} or {beside} is gone", remedy="see who drops databases; run it again")
     name = sql.Identifier(beside)
-    if there.owner != before.owner:
-        session.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(name, sql.Identifier(before.owner)))
+    session.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(name, sql.Identifier(before.owner)))
     limit = sql.Literal(before.connection_limit)
     session.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT {}").format(name, limit))
     _copy_privileges(session, source, beside)
     session.execute("SELECT payme_restore.copy_settings(%s::name, %s::name)", [source, beside])
     after = facts(session, beside)
-    if after is None or after.carried != before.carried:
-        differ = [name for name, value in before.carried.items() if after is None or after.carried[name] != value]
+    carried = after.carried if after else {}
+    differ = [part for part, value in before.carried.items() if carried.get(part) != value]
+    if differ:
         raise PaymeOpsError(
             f"what belongs to {source} could not be carried over",
-            expected=f"the same {', '.join(differ)}",
-            found=f"{ {name: after.carried[name] for name in differ} if after else 'no database' }",
+            expected=", ".join(f"{part} {before.carried[part]}" for part in differ),
+            found=", ".join(f"{part} {carried.get(part)}" for part in differ),
             remedy="the old database is as it was; a database administrator carries these over, then clear the task",
         )
 
 
 def _copy_privileges(session: psycopg.Connection, source: str, beside: str) -> None:
-    name = sql.Identifier(beside)
+    name, query = sql.Identifier(beside), load("restore/privileges.sql")
     with session.transaction():
-        query = load("restore/privileges.sql")
         for grantee, _, _ in session.execute(query, {"name": beside}).fetchall():
             session.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM {}").format(name, _role(grantee)))
-        for grantee, privilege, grantable in session.execute(
-            load("restore/privileges.sql"), {"name": source}
-        ).fetchall():
+        for grantee, privilege, grantable in session.execute(query, {"name": source}).fetchall():
             statement = sql.SQL("GRANT {} ON DATABASE {} TO {}{}").format(
                 sql.SQL(privilege), name, _role(grantee), sql.SQL(" WITH GRANT OPTION" if grantable else "")
             )

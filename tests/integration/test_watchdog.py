@@ -350,7 +350,7 @@ class TestFreshness:
         for _ in range(2):
             silences.take(look(done.snapshot_at + timedelta(hours=26, seconds=1)))
         (message,) = slack.messages
-        assert message["text"].startswith("Backup target missed: daily age: is 26.0 h")
+        assert message["text"].startswith("Backup target missed: daily age: 26.0 h, expected 26 h at most")
         shown = str(message["blocks"])
         assert "docs/runbooks/backup_daily.md" in shown
         assert f"{url}/dags/backup_daily" in shown
@@ -405,7 +405,7 @@ class TestCommand:
             # No backup yet: that is told at once, whatever else there is.
             running = ready.start("watchdog")
             eventually(lambda: told(slack), "the first alert", seconds=60, every=0.5)
-            assert slack.messages[0]["text"] == "Backup target missed: daily age: is none (expected 26 h at most)"
+            assert slack.messages[0]["text"] == "Backup target missed: daily age: none, expected 26 h at most"
             eventually(lambda: sentry.get("/items.json"), "a heartbeat", seconds=60, every=0.5)
             running.process.terminate()
             ended = running.end()

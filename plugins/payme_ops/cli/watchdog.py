@@ -24,7 +24,8 @@ _PATIENCE_UNKNOWN = timedelta(minutes=15)
 
 def watchdog() -> None:
     """Look at Airflow and the backups until stopped; tell what went silent, and send alerts that could not be sent."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("payme_ops").setLevel(logging.INFO)
     config = settings.load()
     slack, url = _slack(config), _airflow_url(config)
     heartbeat = _heartbeat(config)
@@ -69,11 +70,12 @@ def signs(found: Sequence[Evidence], url: str) -> list[Sign]:
 
 def _target(item: Evidence, url: str) -> Sign:
     dag = freshness.DAGS[item.item]
+    more = {name: value for name, value in item.measured.items() if name != "is"}
     return Sign(
         item=item.item,
         silent=item.verdict is Verdict.FAIL,
         what=f"Backup target missed: {item.item.replace('_', ' ')}",
-        why=f"{plain(item.measured)} (expected {item.threshold})",
+        why=f"{item.measured.get('is', 'not known')}, expected {item.threshold}\n{plain(more)}".strip(),
         next=f"{item.remedy}. Is {dag} paused? Runbook: docs/runbooks/{dag}.md",
         severity=Severity.CRITICAL if item.item == "daily_age" else Severity.WARNING,
         page=f"{url}/dags/{dag}",

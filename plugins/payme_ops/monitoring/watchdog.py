@@ -175,18 +175,16 @@ def run(
     last: dict[str, float] = {}
 
     def beat() -> None:
-        late = [one.name for one in rounds if _is_late(one, last.get(one.name), clock())]
-        if late:
+        if first := [one.name for one in rounds if one.name not in last]:
+            _log.info("the heartbeat waits for the first end of: %s", ", ".join(first))
+        elif late := [one.name for one in rounds if clock() - last[one.name] > (one.every + STUCK).total_seconds()]:
             raise Unavailable("the heartbeat is held back", found=f"no end of: {', '.join(late)}")
-        heartbeat.work()
+        else:
+            heartbeat.work()
 
     for one in rounds:
         threading.Thread(target=_repeat, args=(one, one.work, stop, last, clock), name=one.name, daemon=True).start()
     _repeat(heartbeat, beat, stop, {}, clock)
-
-
-def _is_late(one: Round, ended: float | None, now: float) -> bool:
-    return ended is None or now - ended > (one.every + STUCK).total_seconds()
 
 
 def _repeat(

@@ -8,8 +8,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from payme_ops.backup import restore
+from payme_ops.backup import restore, restore_test
 from payme_ops.backup.manifest import Manifest
+from payme_ops.backup.verification import Outcome
+from payme_ops.cli import doors
+from payme_ops.foundation import settings
+from payme_ops.foundation.evidence import Verdict
 from tests.support.installation import Installation, quiet
 from tests.support.opening import schema_of
 
@@ -46,6 +50,15 @@ def restored(installation: Installation, done: Manifest) -> Iterator[str]:
             admin.execute(f"DROP DATABASE IF EXISTS {quoted} WITH (FORCE)")  # type: ignore[arg-type]
 
 
+def require_verified(done: Manifest) -> None:
+    """The restore test is green; the payments' rules do not apply to these databases."""
+    config, desk = settings.load(), doors.desk()
+    identity = restore.load_identity(config.backup.identity_file)
+    found = restore_test.examine(desk.bucket, done, identity, config, "test", report=quiet)
+    assert [item for item in found.evidence if item.verdict is Verdict.FAIL] == []
+    assert found.verdict == Outcome.VERIFIED
+
+
 def facts(installation: Installation, name: str) -> tuple[object, ...]:
     """Encoding and locale of a database."""
     with installation.site.admin("postgres") as admin:
@@ -72,6 +85,23 @@ def test_every_kind_of_object_comes_back(each_installation: Installation) -> Non
             found = restore.measure(psycopg.conninfo.make_conninfo(cluster.conninfo(), dbname=copy), report=quiet)
             assert found.grants == done.truth.grants
             assert facts(each_installation, copy) == facts(each_installation, name)
+        require_verified(done)
+
+
+def test_a_thousand_tables(installation: Installation) -> None:
+    with other_database(installation) as name:
+        with installation.site.admin(name) as admin:
+            admin.execute(
+                "DO $$ BEGIN FOR i IN 1..1000 LOOP"
+                " EXECUTE format('CREATE TABLE t_%s (id int PRIMARY KEY, v text CHECK (v <> %L))', i, '');"
+                " EXECUTE format('INSERT INTO t_%s VALUES (%s, %L)', i, i, 'v');"
+                " IF i % 100 = 0 THEN COMMIT; END IF; END LOOP; END $$"
+            )
+        done = installation.back_up()
+        assert (len(done.truth.relations), done.truth.rows) == (1000, 1000)
+        with restored(installation, done) as copy:
+            assert schema_of(installation.site.cluster, copy) == schema_of(installation.site.cluster, name)
+        require_verified(done)
 
 
 def test_an_empty_database(each_installation: Installation) -> None:
@@ -81,6 +111,7 @@ def test_an_empty_database(each_installation: Installation) -> None:
         assert done.truth.rows == 0
         with restored(each_installation, done):
             pass
+        require_verified(done)
 
 
 LOCALES = [
@@ -128,6 +159,7 @@ def test_foreign_tables_are_definitions(each_installation: Installation) -> None
         assert "another server" in notes["far"].note
         with restored(each_installation, done):
             pass
+        require_verified(done)
 
 
 def test_two_databases_share_nothing_but_the_bucket(each_installation: Installation) -> None:

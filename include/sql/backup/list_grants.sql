@@ -27,9 +27,10 @@ WITH object AS (
     FROM pg_proc AS p
     JOIN pg_namespace AS n ON n.oid = p.pronamespace
     WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+      -- Not an extension's; nor what CREATE TYPE makes for a range: whoever creates the type owns it, also when restoring.
       AND NOT EXISTS (
           SELECT FROM pg_depend AS d
-          WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+          WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype IN ('e', 'i')
       )
 )
 SELECT o.name, pg_get_userbyid(o.owner) AS owner,

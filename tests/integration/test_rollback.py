@@ -27,6 +27,7 @@ from sandbox.http import call
 from tests.support.installation import Installation, quiet
 from tests.support.standins import payme_api_stand_in
 from tests.support.used import used_database
+from tests.support.waiting import eventually
 
 _numbers = itertools.count(1)
 REASON = "users was dropped"
@@ -117,12 +118,15 @@ def test_from_a_dropped_table_to_a_healthy_application(
     assert stopped.verdict is Verdict.PASS
     assert (stopped.measured["version"], stopped.measured["previous"]) == ("2.4.0", "2.3.1")
     assert not [line for line in stopped.measured["sessions"] if "payme_app" in line]
+    held = psycopg.connect(case.installation.site.cluster.conninfo(case.target))  # a person's psql
 
     case.restore_beside()
     plan = case.measure_loss().measured
     (rows,) = (one.rows for one in backup.truth.relations if one.qualified == "public.users")
     assert plan["missing now, come back"] == [f"public.users ({rows} rows)"]
     assert plan["not in the backup, go"] == ["public.made_by_root (not counted)", "public.made_since (2 rows)"]
+    assert plan["rename"]["sessions that are ended"] == ["1 of postgres (no name), a superuser: end it yourself"]
+    held.close()
     assert plan["rename"]["carried over"]["owner"] == "payme_owner"
     assert plan["rename"]["carried over"]["settings"] == ["payme_app: statement_timeout=30s"]
     assert plan["state"] == "COMPLETE"
@@ -307,7 +311,10 @@ def test_without_an_api_a_person_is_asked(case: Case) -> None:
 def test_an_api_that_is_down_is_a_question_too(case: Case, api: PaymeApi) -> None:
     case.ask()
     call("POST", f"{api.url}/control", {"fail": 503})
-    assert case.stop(api).verdict is Verdict.INCONCLUSIVE
+    eventually(lambda: loss.sessions(case.desk.server, case.target), "the application's session")
+    stopped = case.stop(api)
+    assert stopped.verdict is Verdict.INCONCLUSIVE
+    assert [line for line in stopped.measured["sessions"] if "payme_app" in line]  # what a person has to look at
     call("POST", f"{api.url}/control", {"fail": None})
     assert case.stop(api).verdict is Verdict.PASS
 

@@ -128,19 +128,20 @@ def stop_application(desk: RestoreDesk, run: str, api: PaymeApi | None) -> Evide
     What runs is recorded before it is stopped: whoever is killed in between leaves word of what to start.
     """
     target = request(desk, run).target
+    known: dict[str, Any] = {"sessions": loss.sessions(desk.server, target)}
 
     def before() -> Finding:
         ran = asdict(payme_api.version(api)) if api else {}
-        return Finding(Verdict.INCONCLUSIVE, {**ran, "sessions": loss.sessions(desk.server, target)}, _STOP_BY_HAND)
+        return Finding(Verdict.INCONCLUSIVE, {**known, **ran}, _STOP_BY_HAND)
 
     def after(api: PaymeApi) -> Finding:
         return passed({**asdict(payme_api.stop(api)), "sessions": loss.sessions(desk.server, target)})
 
     threshold = f"the application has stopped and has no session in {target}"
-    found = _ask_api(desk, run, Check(STOPPED, threshold, "the PayMe API", before), _STOP_BY_HAND)
+    found = _ask_api(desk, run, Check(STOPPED, threshold, "the PayMe API", before), _STOP_BY_HAND, known)
     if api and "version" in found.measured:
         stop = Check(STOPPED, threshold, "the PayMe API", partial(after, api))
-        found = _ask_api(desk, run, stop, _STOP_BY_HAND, known=found.measured)
+        found = _ask_api(desk, run, stop, _STOP_BY_HAND, found.measured)
     return found
 
 
@@ -172,9 +173,7 @@ def start_application(desk: RestoreDesk, run: str, api: PaymeApi | None, *, repo
     return _ask_api(desk, run, Check(STARTED, threshold, "the PayMe API", measure), by_hand)
 
 
-def _ask_api(
-    desk: RestoreDesk, run: str, check: Check, by_hand: str, *, known: dict[str, Any] | None = None
-) -> Evidence:
+def _ask_api(desk: RestoreDesk, run: str, check: Check, by_hand: str, known: dict[str, Any] | None = None) -> Evidence:
     """Run a check against the API and record it. An API that is away, or says no, is a person's to replace."""
 
     def measure() -> Finding:

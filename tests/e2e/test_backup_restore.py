@@ -95,6 +95,28 @@ def test_who_asks_cannot_approve_and_everything_is_as_before(desk: Desk) -> None
     assert told(desk, "status_page")[-1]["status"] == "resolved"
 
 
+def test_where_the_api_is_down_people_do_its_part(desk: Desk, approver: airflow.Api) -> None:
+    before = databases(desk)
+    control = f"{desk.world.url('payme_api')}/control"
+    call("POST", control, {"fail": 503})
+    run = trigger(desk, reason="the API is down")
+    body = asked(desk, run, "confirm_stopped")
+    assert "stop the application yourself" in body
+    assert "payme_app" in body  # its sessions are named
+    approver.answer(DAG, run, "confirm_stopped", "Approve")
+    asked(desk, run)
+    approver.answer(DAG, run, "approve_swap", "Reject")
+    body = asked(desk, run, "by_hand")
+    assert "start the application yourself" in body
+    assert "tell the status page and support" in body
+    call("POST", control, {"fail": None})
+    approver.answer(DAG, run, "by_hand", "Approve")
+    state, tasks = ended(desk, run)
+    assert (state, tasks["swap"], tasks["verdict"]) == ("failed", "skipped", "failed")
+    assert databases(desk) == before
+    assert health(desk)["status"] == "healthy"
+
+
 def test_a_dropped_table_comes_back(desk: Desk, approver: airflow.Api) -> None:
     with superuser(desk) as connection:
         (rows,) = connection.execute("SELECT count(*) FROM merchants").fetchone() or (0,)

@@ -25,6 +25,13 @@ BUCKET, REGION = "payme-first-run", "af-south-1"
 COPY_BUCKET, COPY_REGION = "payme-first-run-dr", "eu-west-1"
 # The stand-in for AWS asks for permissions from here on: the administrator's part is done.
 FROM_HERE_ON = "payme_ops ops-db migrate"
+# What the other DAGs do with the three identities; a retrieval that is under way answers 6.
+AFTERWARDS = [
+    '"$PYTHON" -m payme_ops backup archive',
+    '"$PYTHON" -m payme_ops backup retrieve "latest monthly" || test $? = 6',
+    '"$PYTHON" -m payme_ops backup retention',
+    '"$PYTHON" -m payme_ops backup list',
+]
 # Every check, through Airflow's connections.
 AIRFLOW_DOOR = """
 from payme_ops.backup import preflight
@@ -173,10 +180,11 @@ def test_the_lines_lead_to_a_backup_that_restores(
     env = environment(tmp_path, server, certificate, aws)
     lines = [document.with_values(BLOCKS[0], values(tmp_path, server, certificate / "scratch")), *BLOCKS[1:]]
     step = next(number for number, text in enumerate(lines) if FROM_HERE_ON in text)
-    told = document.run([*lines[:step], enforcing(aws), *lines[step:]], env, tmp_path)
+    told = document.run([*lines[:step], enforcing(aws), *lines[step:], *AFTERWARDS], env, tmp_path)
 
     assert re.search(r"database payme_first_restore holds [0-9,]+ rows, equal to the manifest", told)
     assert re.search(r"weekly.*VERIFIED", told)
+    assert re.search(r"monthly.*VERIFIED", told)
     desk = tmp_path / "desk"
     for path in desk.iterdir():
         assert path.stat().st_mode & 0o077 == 0, f"others may read {path.name}"

@@ -142,6 +142,21 @@ def test_session_of_the_lease_ended(installation: Installation, proxy: Proxy) ->
     installation.require_recovery(running, backups=0)
 
 
+def test_a_role_made_after_the_snapshot(installation: Installation, proxy: Proxy) -> None:
+    """It would be among the globals and not in the truth: a restore test would refute a good backup for ever."""
+    running, held = caught(installation, proxy)
+    with installation.site.admin() as admin:
+        admin.execute("CREATE ROLE newcomer")
+        try:
+            held.release()
+            ended = running.end()
+            assert ended.code == 6, ended
+            assert "changes in newcomer" in ended.err
+        finally:
+            admin.execute("DROP ROLE newcomer")
+    installation.require_recovery(running, backups=0)
+
+
 def test_ops_database_away_at_the_end(installation: Installation, proxy: Proxy, source: Site) -> None:
     """The dump is stored and nobody can record it: it does not count, and says why."""
     assert source

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from payme_ops import __version__
-from payme_ops.backup import catalogue, manifest, store
+from payme_ops.backup import catalogue, manifest, store, truth
 from payme_ops.backup.catalogue import Catalogue, Stores
 from payme_ops.backup.dump import Dumped, Source, dump
 from payme_ops.backup.globals import dump_globals
-from payme_ops.backup.manifest import Manifest, SealedObject, Sealing, Tier
+from payme_ops.backup.manifest import Manifest, SealedObject, Sealing, Tier, Truth
 from payme_ops.backup.seal import FORMAT
 from payme_ops.foundation import evidence, lease
 from payme_ops.foundation.clock import show, utc_now
-from payme_ops.foundation.errors import IntegrityError, PaymeOpsError, PreflightFailed
+from payme_ops.foundation.errors import IntegrityError, PaymeOpsError, PreflightFailed, Unavailable
 from payme_ops.foundation.evidence import Evidence, Verdict
 from payme_ops.foundation.objectstore import Bucket
 from payme_ops.foundation.postgres import connect, speaking
@@ -154,6 +154,7 @@ def _dump(
     prefix = archive.key.rsplit("/", 1)[0] + "/"
     start = time.monotonic()
     roles = dump_globals(desk.source, dumped.server.major, application)
+    _require_same_roles(desk, dumped.truth, application)
     sealed_globals = store.seal_and_store(
         iter([roles]),
         desk.placement,
@@ -182,6 +183,20 @@ def _dump(
         milliseconds={**dumped.milliseconds, "globals": round((time.monotonic() - start) * 1000)},
         read_back=None,
     )
+
+
+def _require_same_roles(desk: Desk, expected: Truth, application: str) -> None:
+    """pg_dumpall has a snapshot of its own, after the dump's: a restore test would find roles that do not fit."""
+    with connect(desk.database, application=application) as session, speaking("list the roles"):
+        now = truth.list_roles(session)
+    if now != expected.roles:
+        changed = {role.name for role in [*now, *expected.roles] if role not in now or role not in expected.roles}
+        raise Unavailable(
+            "roles were changed while the backup was taken",
+            expected="the roles of the dump's snapshot",
+            found=f"changes in {', '.join(sorted(changed))}",
+            remedy="run it again",
+        )
 
 
 def _sessions(desk: Desk) -> str:

@@ -97,6 +97,11 @@ def list_sequences(connection: psycopg.Connection) -> list[SequenceTruth]:
     ]
 
 
+def list_roles(connection: psycopg.Connection) -> list[Role]:
+    """Every role of the server, without its password."""
+    return [Role(name=r[0], attributes=r[1], member_of=r[2]) for r in connection.execute(load("backup/list_roles.sql"))]
+
+
 def measure(
     connection: psycopg.Connection,
     relations: list[dict[str, Any]],
@@ -124,9 +129,7 @@ def measure(
             Extension(name=r[0], version=r[1], schema_name=r[2])
             for r in connection.execute(load("backup/list_extensions.sql"))
         ],
-        roles=[
-            Role(name=r[0], attributes=r[1], member_of=r[2]) for r in connection.execute(load("backup/list_roles.sql"))
-        ],
+        roles=list_roles(connection),
         grants=[
             Grant(name=name, owner=owner, privileges=privileges)
             for name, owner, privileges in _still_there(connection.execute(load("backup/list_grants.sql")))

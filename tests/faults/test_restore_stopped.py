@@ -34,10 +34,11 @@ def folder(installation: Installation) -> Path:
 
 def servers(installation: Installation) -> list[psutil.Process]:
     """Throw-away servers below the scratch folder."""
+    place = str(folder(installation))
     return [
         process
         for process in psutil.process_iter(["cmdline"])
-        if any(str(folder(installation)) in word for word in process.info["cmdline"] or [])
+        if any(place in word for word in process.info["cmdline"] or [])
     ]
 
 

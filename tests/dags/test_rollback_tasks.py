@@ -38,9 +38,7 @@ def api(installation: Installation, target: str, tmp_path: Path) -> Iterator[Pay
 
 
 @pytest.fixture
-def context(
-    installation: Installation, target: str, api: PaymeApi, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Any]:
+def context(installation: Installation, target: str, api: PaymeApi, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """As Airflow gives it; Slack, the status page and mail are not there."""
     assert api
     for name in ("SLACK", "STATUS_PAGE", "SMTP"):

@@ -1,6 +1,7 @@
 """The desk on a shell: what it prints, and the exit code that scripts and people go by."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 
@@ -78,8 +79,9 @@ def test_list_is_a_table_by_tier_and_time(installation: Installation, shell: She
     first, second = installation.back_up(), installation.back_up()
     ended = shell("backup", "list")
     assert ended.code == 0
-    rows = [line for line in ended.out.splitlines() if "daily" in line]
+    *rows, freshness = [line for line in ended.out.splitlines() if "daily" in line]
     assert len(rows) == 2
+    assert re.match(r"daily age \d+ s; weekly age not due yet", freshness)
     for row, done in zip(rows, (first, second), strict=True):
         taken = show(done.snapshot_at)[:16]
         for cell in (taken, size(done.archive.size_bytes), f"{done.truth.rows:,}", "COMPLETE"):

@@ -1,7 +1,7 @@
 # `make` alone prints what there is. Everything works as root and as an ordinary user; nothing is installed outside
 # this folder.
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo tour test test-unit lint types bench drill clean
+.PHONY: help setup lock demo tour test test-long test-unit lint types bench drill clean
 python := .venv/bin/python
 
 # make demo ARGS=--once · make tour STEP=1 · make bench SCALE=full · make setup PYTHON=python3.12
@@ -23,8 +23,11 @@ demo: setup  ## PayMe's world and Airflow on this machine; runs the daily backup
 tour: setup  ## one step of docs/tour.md: make tour STEP=1
 	@$(python) -m sandbox tour $(STEP)
 
-test: setup  ## all tests, under 15 minutes
-	$(python) -m pytest $(ARGS)
+test: setup  ## the tests, under 15 minutes
+	$(python) -m pytest -m "not long" $(ARGS)
+
+test-long: setup  ## the rest of the end-to-end tests: whole DAGs in a real Airflow
+	$(python) -m pytest -m long $(ARGS)
 
 test-unit: setup  ## the tests that need no services, in seconds
 	$(python) -m pytest tests/unit $(ARGS)

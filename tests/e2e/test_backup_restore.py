@@ -15,6 +15,8 @@ from sandbox.http import call
 from tests.e2e.conftest import PARSED_WITHIN_SECONDS, RUN_WITHIN_SECONDS, Desk
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.long
+
 DAG = "backup_restore"
 
 

@@ -16,6 +16,8 @@ from sandbox import forgery, postgres
 from sandbox.airflow import Api
 from tests.e2e.conftest import PARSED_WITHIN_SECONDS, RUN_WITHIN_SECONDS, Desk
 
+pytestmark = pytest.mark.long
+
 TEST, RETENTION = "backup_restore_test", "backup_retention"
 DAGS = ("backup_daily", "backup_weekly", "backup_monthly", TEST, RETENTION, "backup_restore")
 

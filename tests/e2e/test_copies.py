@@ -12,6 +12,8 @@ from payme_ops.backup.manifest import Tier
 from tests.e2e.conftest import Desk
 from tests.support.retrievals import slow_retrievals
 
+pytestmark = pytest.mark.long
+
 # Each waits for a run of another DAG.
 WITHIN_SECONDS = 600.0
 

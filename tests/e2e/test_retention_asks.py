@@ -12,6 +12,8 @@ from sandbox import airflow
 from tests.e2e.conftest import PARSED_WITHIN_SECONDS, RUN_WITHIN_SECONDS, Desk
 from tests.e2e.test_backup_tiers import dailies, ended, newest_daily, old, told
 
+pytestmark = pytest.mark.long
+
 DAG, GATE = "backup_retention", "approve_deletions"
 
 

@@ -19,6 +19,8 @@ from sandbox.world import SLACK_CHANNEL
 from tests.e2e.conftest import DAG, Desk
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.long
+
 
 def test_a_run_checks_in_when_it_begins_and_when_it_has_ended(desk: Desk) -> None:
     run, state = desk.run(reason="check-ins")

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import psutil
+import pytest
 from slack_sdk import WebClient
 
 from payme_ops.foundation.alert import Slack

@@ -300,3 +300,19 @@ def test_a_backup_that_was_never_tested_has_no_report(installation: Installation
     ended = installation.cli("backup", "report", "latest")
     assert ended.code == 1
     assert "was never tested" in ended.err
+
+
+def test_definitions_of_another_release_are_not_held_against_a_backup(installation: Installation) -> None:
+    done = installation.back_up()
+    key = signing.load_private_key(installation.desk.settings.backup.signing_key_file)
+    truth = done.truth.model_copy(
+        update={
+            "definitions_form": 99,
+            "definitions": [one.model_copy(update={"sha256": "0"}) for one in done.truth.definitions],
+        }
+    )
+    other = forgery.sign_again(installation.store, done.model_copy(update={"truth": truth}), signing_key=key)
+    found = judge(installation, other)
+    assert found.verdict == Outcome.VERIFIED
+    (item,) = [item for item in found.evidence if item.verdict is Verdict.BYPASSED]
+    assert (item.item, item.measured["recorded in form"]) == ("definitions", 99)

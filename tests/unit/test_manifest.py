@@ -37,7 +37,8 @@ SOME: dict[str, Any] = json.loads(
                   "content_hash": null, "note": "definition only"}],
               "sequences": [], "extensions": [], "roles": [], "grants": [],
               "large_objects": {"count": 0, "size_bytes": 0, "content_hash": "0"},
-              "definitions": [{"kind": "index", "name": "public.i", "sha256": "0f"}]},
+              "definitions": [{"kind": "index", "name": "public.i", "sha256": "0f"}],
+              "definitions_form": 1},
     "milliseconds": {"dump": 5}, "copied_from": null, "read_back": {"at": "2026-01-27T23:00:05Z", "milliseconds": 1}
     }"""
 )
@@ -55,7 +56,7 @@ FIXED = [
     path for path in paths(SOME) if path not in [("dump", "listing"), ("sealing", "recipients"), ("milliseconds",)]
 ]
 
-OPTIONAL = ("note", "copied_from", "system_identifier", "definitions")
+OPTIONAL = ("note", "copied_from", "system_identifier", "definitions", "definitions_form")
 
 
 def at(document: Any, path: tuple[Any, ...]) -> Any:

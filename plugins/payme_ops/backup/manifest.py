@@ -100,7 +100,11 @@ class LargeObjects(_Part):
 
 
 class Truth(_Part):
-    """What a restore must reproduce."""
+    """What a restore must reproduce.
+
+    `definitions_form` numbers the text form behind the definitions' hashes (truth.DEFINITIONS_FORM); those of another
+    form cannot be compared.
+    """
 
     hash_algorithm: Literal["hash_record_extended/1"]
     relations: list[RelationTruth]
@@ -110,6 +114,7 @@ class Truth(_Part):
     grants: list[Grant]
     large_objects: LargeObjects
     definitions: list[Definition] = []
+    definitions_form: int = 0
 
     @property
     def rows(self) -> int:

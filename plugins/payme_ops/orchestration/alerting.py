@@ -47,14 +47,15 @@ def alert_failed_run(context: "Context") -> None:
     _log.info("alert %s for %s: %s", alert.key, alert.occurrence, outcome)
 
 
-def inform(context: "Context", what: str, why: str, todo: str) -> None:
-    """Tell the on-call channel something of a run that is no failure; all of one DAG's is one thread.
+def inform(context: "Context", what: str, why: str, todo: str, *, good: bool = False) -> None:
+    """Tell the on-call channel something of a run that is no failure (`good`: nobody has to look); one thread a DAG.
 
     Told once for one run and `what`. Like an alert it is written first, and never stops the task.
     """
     from payme_ops.foundation.alert import Severity
 
-    _say(context, f"run_says:{_dag_id(context)}", f"{occurrence(context)}/{what}", Severity.WARNING, what, why, todo)
+    severity = Severity.INFO if good else Severity.WARNING
+    _say(context, f"run_says:{_dag_id(context)}", f"{occurrence(context)}/{what}", severity, what, why, todo)
 
 
 def begun(context: "Context", state: str, what: str, why: str, todo: str) -> None:

@@ -40,9 +40,11 @@ def tell(context: "Context", notice: Notice) -> list[str]:
         "status_page": lambda: _status_page(context, notice),
         "mail": lambda: _mail(context, notice),
     }
-    alerting.inform(
-        context, notice.subject, notice.internal, "Follow the run; the runbook says what each step waits for"
+    ended = notice.phase == ENDED
+    todo = (
+        "Look at the run: it is red when something is left to do" if ended else "Follow the run; the runbook says more"
     )
+    alerting.inform(context, notice.subject, notice.internal, todo, good=ended)
     return [line for name, how in channels.items() if (line := _once(context, notice, name, how))]
 
 

@@ -6,15 +6,18 @@ dump's own snapshot, and whoever changes that as well has to know every hash bef
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 
 from rich.console import Console
 
-from payme_ops.backup import catalogue, restore
+from payme_ops.backup import catalogue, restore, retain
 from payme_ops.backup.catalogue import Entry, State
 from payme_ops.backup.manifest import Manifest, Tier
+from payme_ops.backup.retain import Action
 from payme_ops.cli import doors
 from payme_ops.cli.tables import entries_table, proof_table
 from payme_ops.foundation import settings, signing
+from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.evidence import Verdict, plain
 from sandbox import forgery, postgres
 from sandbox.http import call
@@ -45,8 +48,10 @@ def walk(console: Console) -> None:
         _show(console, refuted)
         say("Slack heard of it once, with the runbook:")
         console.print(f"   {_message(desk, run)}", markup=False)
-        say("It counts for nothing from now on, and retention does not touch it; a person has to close it.")
+        say("It counts for nothing from now on; a fresh one was taken in its place.")
         console.print(entries_table("Dailies", list(catalogue.entries(_where(), tiers=[Tier.DAILY]))))
+        say("Retention, asked what it will do in 40 days: a refuted backup waits for a person to close it.")
+        console.print(f"   {_fate(forged)}", markup=False, soft_wrap=True)
 
 
 def _teller(console: Console) -> Callable[[str], None]:
@@ -87,6 +92,16 @@ def _entry(forged: Manifest) -> Entry:
     if found.state is not State.REFUTED or found.verification is None:
         raise SandboxError("the changed backup was not refuted", expected=State.REFUTED, found=found.state)
     return found
+
+
+def _fate(forged: Manifest) -> str:
+    later = utc_now() + timedelta(days=40)
+    found = retain.survey(doors.catalogue("payme_s3_prune"), later)
+    made = retain.plan(found, later, proof_days=60)  # as if proven every week until then
+    row = next(row for row in made.rows if row.backup == forged.prefix)
+    if row.action is not Action.REFUSED:
+        raise SandboxError("retention would not keep the refuted backup", expected=Action.REFUSED, found=row.action)
+    return f"{row.backup}: {row.action}, {row.rule}; {row.evidence}"
 
 
 def _show(console: Console, refuted: Entry) -> None:

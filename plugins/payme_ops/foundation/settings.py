@@ -179,6 +179,7 @@ class WatchdogSettings(_Group):
     )
     heartbeat_url: str = Field(
         default="",
+        repr=False,
         pattern=r"^$|^https?://\S+$",
         description="URL of a monitor elsewhere that the watchdog asks for every 30 s while it does its work.",
     )

@@ -26,7 +26,7 @@ tour: setup  ## one step of docs/tour.md: make tour STEP=1
 test: setup  ## the tests, under 15 minutes
 	$(python) -m pytest -m "not long" $(ARGS)
 
-test-long: setup  ## the rest of the end-to-end tests: whole DAGs in a real Airflow
+test-long: setup  ## the rest: whole DAGs in a real Airflow, every mutant of the drill
 	$(python) -m pytest -m long $(ARGS)
 
 test-unit: setup  ## the tests that need no services, in seconds

@@ -7,6 +7,8 @@ from bench.mutants import MUTANTS, Ground, Mutant
 from payme_ops.foundation import settings
 from tests.support.installation import Installation, quiet
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def ground(installation: Installation) -> Ground:

@@ -316,3 +316,19 @@ def test_definitions_of_another_release_are_not_held_against_a_backup(installati
     assert found.verdict == Outcome.VERIFIED
     (item,) = [item for item in found.evidence if item.verdict is Verdict.BYPASSED]
     assert (item.item, item.measured["recorded in form"]) == ("definitions", 99)
+
+
+def test_what_a_dying_server_still_writes_into_keeps_its_lock_for_the_next_run(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = scratch_dir(installation)
+    left = folder / "payme-ops-left"
+    (left / "server").mkdir(parents=True)
+    (left / "lock").touch()
+    with monkeypatch.context() as busy:
+        busy.setattr(scratch, "_REMOVE_TRIES", 2)
+        busy.setattr(scratch.shutil, "rmtree", lambda *_args, **_options: None)
+        scratch._clear(folder, quiet)
+    assert (left / "lock").exists()
+    with scratch.folder(folder, needed_bytes=0, report=quiet):
+        assert not left.exists()

@@ -27,7 +27,6 @@ from payme_ops.backup.seal import unseal
 from payme_ops.backup.store import checked
 from payme_ops.backup.truth import Difference
 from payme_ops.backup.verification import Outcome
-from payme_ops.foundation import evidence
 from payme_ops.foundation.clock import show, utc_now
 from payme_ops.foundation.errors import (
     DatabaseError,
@@ -40,12 +39,11 @@ from payme_ops.foundation.errors import (
     SettingsError,
     StoreUnavailable,
 )
-from payme_ops.foundation.evidence import Evidence, Verdict, plain
+from payme_ops.foundation.evidence import Evidence, Finding, Verdict, conclude, plain
 from payme_ops.foundation.objectstore import MIB, Bucket
 from payme_ops.foundation.postgres import client_tool, connect, speaking, with_database
 from payme_ops.foundation.progress import Progress, Report
 from payme_ops.foundation.record import Record
-from payme_ops.foundation.scrub import scrub_all
 from payme_ops.foundation.settings import Settings
 from payme_ops.foundation.signing import load_private_key
 from payme_ops.foundation.sql import SQL_DIR, load
@@ -87,20 +85,10 @@ class _Test:
         self, item: str, verdict: Verdict, measured: Any, threshold: str, started: datetime, remedy: str = ""
     ) -> None:
         """Record one item."""
-        measured = scrub_all(measured)
+        finding = Finding(verdict, measured, remedy)
+        source = self.manifest.key
         self.found.append(
-            Evidence(
-                item=item,
-                verdict=verdict,
-                measured=measured,
-                threshold=threshold,
-                actor=self.actor,
-                started=started,
-                ended=utc_now(),
-                source=self.manifest.key,
-                sha256=evidence.digest(measured),
-                remedy=remedy,
-            )
+            conclude(item, finding, threshold=threshold, actor=self.actor, source=source, started=started)
         )
 
     @contextmanager

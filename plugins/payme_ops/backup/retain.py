@@ -18,7 +18,7 @@ from payme_ops.backup.store import Placement
 from payme_ops.foundation import evidence, lease
 from payme_ops.foundation.clock import parse_key_stamp, show, utc_now
 from payme_ops.foundation.errors import AlreadyExists, NotApproved, NotFound
-from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, passed
+from payme_ops.foundation.evidence import Evidence, Finding, Verdict, passed
 from payme_ops.foundation.objectstore import Bucket, Item, Version
 from payme_ops.foundation.progress import Report
 from payme_ops.foundation.settings import BackupSettings
@@ -290,7 +290,8 @@ def describe(made: Plan, database: str, *, actor: str, proof_days: int) -> Evide
         f"a verified backup younger than {proof_days} days; at most {MAX_DELETIONS} deletions a tier;"
         f" the clock within {MAX_CLOCK_SKEW.total_seconds():.0f} s of the store's"
     )
-    return evidence.run_check(Check(PLAN, threshold, "payme_ops.backup.retain", lambda: finding), actor=actor)
+    source = "payme_ops.backup.retain"
+    return evidence.conclude(PLAN, finding, threshold=threshold, actor=actor, source=source, started=utc_now())
 
 
 def _cells(row: Row) -> dict[str, str]:
@@ -330,8 +331,9 @@ def apply(catalogue: Catalogue, ops: str, run: str, shown: Evidence, *, proof_da
                 objects += _delete(catalogue.stores.of(row.tier), row.backup)
                 report(f"deleted {row.backup}, undo until {show(row.undo_until or started)}: {row.rule}")
     finding = passed({"deleted": wanted, "objects in this try": objects})
-    done = evidence.run_check(Check(APPLIED, "what was planned", catalogue.database, lambda: finding), actor=run)
-    done = replace(done, started=started)
+    done = evidence.conclude(
+        APPLIED, finding, threshold="what was planned", actor=run, source=catalogue.database, started=started
+    )
     evidence.record(ops, run, [done])
     return done
 

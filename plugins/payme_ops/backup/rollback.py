@@ -376,8 +376,7 @@ def _keep(
     started: datetime,
     verdict: Verdict = Verdict.PASS,
 ) -> Evidence:
-    finding = Finding(verdict, measured)
-    check = Check(item, _THRESHOLD[item], "payme_ops.backup.rollback", lambda: finding)
-    found = replace(evidence.run_check(check, actor=run), started=started)
+    finding, source = Finding(verdict, measured), "payme_ops.backup.rollback"
+    found = evidence.conclude(item, finding, threshold=_THRESHOLD[item], actor=run, source=source, started=started)
     evidence.record(desk.ops, run, [found])
     return found

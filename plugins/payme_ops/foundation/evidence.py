@@ -79,16 +79,21 @@ def run_check(check: Check, *, actor: str) -> Evidence:
     except PaymeOpsError as error:
         verdict = Verdict.INCONCLUSIVE if isinstance(error, Unavailable) else Verdict.FAIL
         finding = Finding(verdict, {"error": error.what, "found": error.found}, error.remedy)
+    return conclude(check.item, finding, threshold=check.threshold, actor=actor, source=check.source, started=started)
+
+
+def conclude(item: str, finding: Finding, *, threshold: str, actor: str, source: str, started: datetime) -> Evidence:
+    """The evidence of a finding that ends now; what was measured is scrubbed."""
     measured = scrub_all(finding.measured)
     return Evidence(
-        item=check.item,
+        item=item,
         verdict=finding.verdict,
         measured=measured,
-        threshold=check.threshold,
+        threshold=threshold,
         actor=actor,
         started=started,
         ended=utc_now(),
-        source=check.source,
+        source=source,
         sha256=digest(measured),
         remedy=finding.remedy,
     )

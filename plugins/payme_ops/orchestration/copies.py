@@ -13,7 +13,7 @@ from payme_ops.backup.catalogue import State
 from payme_ops.foundation import evidence
 from payme_ops.foundation.clock import show, utc_now
 from payme_ops.foundation.errors import NotFound
-from payme_ops.foundation.evidence import Check, Verdict, passed, plain
+from payme_ops.foundation.evidence import Verdict, passed, plain
 from payme_ops.foundation.scrub import scrub
 from payme_ops.foundation.stop import stoppable
 from payme_ops.orchestration.doors import desk, run_name
@@ -62,9 +62,15 @@ def need_test() -> str:
     context, here = get_current_context(), desk()
     _skip_when_archived()
     due = archives.due(here.catalogue)
-    found = {"manifest": due.key, "state": due.state}
-    chosen = Check(TO_ARCHIVE, "the daily that expires first", here.bucket.name, lambda: passed(found))
-    evidence.record(here.ops, run_name(context), [evidence.run_check(chosen, actor=run_name(context))])
+    chosen = evidence.conclude(
+        TO_ARCHIVE,
+        passed({"manifest": due.key, "state": due.state}),
+        threshold="the daily that expires first",
+        actor=run_name(context),
+        source=here.bucket.name,
+        started=utc_now(),
+    )
+    evidence.record(here.ops, run_name(context), [chosen])
     if due.state is State.VERIFIED:
         raise AirflowSkipException(f"{due.key} is VERIFIED and can be archived as it is")
     _log.info("%s was never tested; only a verified backup is archived", due.key)

@@ -14,7 +14,7 @@ from payme_ops.backup.verification import Outcome
 from payme_ops.foundation import evidence, record, settings
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import IntegrityError, NotFound, Refuted
-from payme_ops.foundation.evidence import Evidence, Verdict
+from payme_ops.foundation.evidence import Evidence, Finding, Verdict
 from payme_ops.foundation.scrub import scrub
 from payme_ops.foundation.stop import stoppable
 from payme_ops.orchestration.connections import conninfo
@@ -122,16 +122,7 @@ def _evidence(context: Context, item: str) -> Evidence:
 
 
 def _record(context: Context, item: str, outcome: Verdict, measured: dict[str, Any], threshold: str) -> None:
-    now, run = utc_now(), run_name(context)
-    made = Evidence(
-        item=item,
-        verdict=outcome,
-        measured=measured,
-        threshold=threshold,
-        actor=run,
-        started=now,
-        ended=now,
-        source=measured["manifest"],
-        sha256=evidence.digest(measured),
-    )
+    run, finding = run_name(context), Finding(outcome, measured)
+    source = measured["manifest"]
+    made = evidence.conclude(item, finding, threshold=threshold, actor=run, source=source, started=utc_now())
     evidence.record(conninfo(_OPS), run, [made])

@@ -61,7 +61,7 @@ def _restore() -> None:
     """The newest backup into the empty database BENCH_TARGET: found, downloaded, compared, decrypted, restored."""
     config, where = settings.load(), doors.catalogue("payme_s3_restore")
     entry = catalogue.find(where, "latest")
-    found = catalogue.load(where.stores.of(entry.tier), entry.key, where.manifest_keys)
+    found = entry.trusted
     identity = restore.load_identity(config.backup.identity_file)
     with scratch.folder(config.backup.scratch_dir, needed_bytes=restore.archive_bytes(found), report=_say) as place:
         archive = restore.open_archive(where.stores.of(entry.tier), found, identity, place, report=_say)

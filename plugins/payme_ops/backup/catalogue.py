@@ -3,15 +3,16 @@
 Dailies lie in the home bucket, weekly copies and monthly archives in the other region's.
 """
 
+import itertools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from payme_ops.backup import verification
-from payme_ops.backup.manifest import MANIFEST_NAME, Manifest, Tier, parse
+from payme_ops.backup.manifest import MANIFEST_NAME, Manifest, Tier, parse, stamp_of, tier_prefix
 from payme_ops.backup.verification import Outcome
 from payme_ops.foundation.clock import parse_key_stamp
 from payme_ops.foundation.errors import (
@@ -21,6 +22,7 @@ from payme_ops.foundation.errors import (
     PaymeOpsError,
     StoreRefused,
     StoreUnavailable,
+    Untrusted,
 )
 from payme_ops.foundation.objectstore import Bucket
 from payme_ops.foundation.record import Record
@@ -91,6 +93,13 @@ class Entry:
         return self.state in (State.COMPLETE, State.VERIFIED)
 
     @property
+    def trusted(self) -> Manifest:
+        """Its manifest. Raises Untrusted when that cannot be trusted."""
+        if self.manifest is None:
+            raise Untrusted(f"{self.key} is UNTRUSTED", found=self.why, remedy="find out who wrote it (docs/keys.md)")
+        return self.manifest
+
+    @property
     def expires_at(self) -> datetime | None:
         """When retention may delete it; None for archives and for what is not trusted."""
         keep = RETENTION[self.tier]
@@ -128,13 +137,20 @@ def entries(
 
 def reachable(catalogue: Catalogue) -> tuple[list[Entry], list[PaymeOpsError]]:
     """All backups of every region that answers, and what those said that did not."""
+    return _each_tier(catalogue, lambda tier: entries(catalogue, tiers=[tier]))
+
+
+def _each_tier(
+    catalogue: Catalogue, look: Callable[[Tier], Iterable[Entry]]
+) -> tuple[list[Entry], list[PaymeOpsError]]:
+    """What `look` finds in the tiers of every region that answers, and what those said that did not."""
     found: list[Entry] = []
     away: dict[str, PaymeOpsError] = {}
     for tier in Tier:
         bucket = catalogue.stores.of(tier).name
         if bucket not in away:
             try:
-                found += entries(catalogue, tiers=[tier])
+                found += look(tier)
             except (StoreUnavailable, StoreRefused, NotFound) as error:
                 away[bucket] = error
     return found, list(away.values())
@@ -153,32 +169,37 @@ def find(catalogue: Catalogue, name: str) -> Entry:
     passed over, and a warning says so: the newest may be in it. Raises NotFound saying what there is; Untrusted or
     another IntegrityError for a backup whose manifest does not count.
     """
-    found, away = reachable(catalogue)
-    for error in away:
-        _log.warning("a region is away and its backups are passed over: %s", error)
     if name in _LATEST:
-        return _latest(catalogue, [one for one in found if one.tier in _LATEST[name]], away)
-    wanted = [one for one in found if name in (one.key, one.key.removesuffix(MANIFEST_NAME), one.key.split("/")[3])]
-    if wanted:
-        if wanted[0].manifest is None:  # raise what is wrong with it
-            load(catalogue.stores.of(wanted[0].tier), wanted[0].key, catalogue.manifest_keys)
-        return wanted[0]
+        return _latest(catalogue, _LATEST[name])
+    listed: list[str] = []
+
+    def look(tier: Tier) -> list[Entry]:
+        keys = _manifest_keys(catalogue, tier)
+        listed.extend(keys)
+        named = [key for key in keys if name in (key, key.removesuffix(MANIFEST_NAME), stamp_of(key))]
+        return [entry(catalogue, tier, key) for key in named]
+
+    found, away = _each_tier(catalogue, look)
+    _warn(away)
+    if found:
+        if found[0].manifest is None:  # raise what is wrong with it
+            load(catalogue.stores.of(found[0].tier), found[0].key, catalogue.manifest_keys)
+        return found[0]
     raise NotFound(
         f"no backup is named {name!r}",
         expected="a manifest key, a time stamp like 20260128T020000EAT, latest, or latest daily",
-        found=f"none among {len(found)}{_away(away)}",
+        found=f"none among {len(listed)}{_away(away)}",
         remedy="look at `python -m payme_ops backup list`",
     )
 
 
 def copies(catalogue: Catalogue, manifest: Manifest) -> list[tuple[Bucket, Manifest]]:
     """The backup and, after it, everything in the catalogue with the same bytes and truth."""
+    about = verification.binding(manifest)
     same = [
         (catalogue.stores.of(one.tier), one.manifest)
         for one in reachable(catalogue)[0]
-        if one.manifest
-        and one.key != manifest.key
-        and verification.binding(one.manifest) == verification.binding(manifest)
+        if one.manifest and one.key != manifest.key and verification.binding(one.manifest) == about
     ]
     return [(catalogue.stores.of(manifest.tier), manifest), *same]
 
@@ -187,7 +208,7 @@ def entry(catalogue: Catalogue, tier: Tier, key: str) -> Entry:
     """One backup as it stands. Raises StoreUnavailable, StoreRefused."""
     bucket = catalogue.stores.of(tier)
     try:
-        started_at = parse_key_stamp(key.split("/")[3])
+        started_at = parse_key_stamp(stamp_of(key))
         manifest = load(bucket, key, catalogue.manifest_keys)
     except (IntegrityError, NotFound, ValueError) as error:
         never = datetime.min  # noqa: DTZ901  # never shown
@@ -201,20 +222,32 @@ def entry(catalogue: Catalogue, tier: Tier, key: str) -> Entry:
 
 
 def _manifest_keys(catalogue: Catalogue, tier: Tier) -> list[str]:
-    prefix = f"postgres/{catalogue.database}/{tier}/"
+    prefix = tier_prefix(catalogue.database, tier)
     return [key for key in catalogue.stores.of(tier).keys(prefix) if key.endswith(f"/{MANIFEST_NAME}")]
 
 
-def _latest(catalogue: Catalogue, found: list[Entry], away: list[PaymeOpsError]) -> Entry:
-    present = [(one.manifest.snapshot_at, one) for one in found if one.manifest and one.counts]
-    if present:
-        return max(present, key=lambda pair: pair[0])[1]  # of equal ones the first: dailies come first
+def _latest(catalogue: Catalogue, tiers: list[Tier]) -> Entry:
+    """Read from the newest on, as `newest` does, and no further than the first of each tier that counts."""
+
+    def look(tier: Tier) -> list[Entry]:
+        found = entries(catalogue, tiers=[tier] if tier in tiers else [], newest_first=True)
+        return list(itertools.islice((one for one in found if one.counts), 1))
+
+    found, away = _each_tier(catalogue, look)
+    _warn(away)
+    if found:
+        return max(found, key=lambda one: one.trusted.snapshot_at)  # of equal ones the first: dailies come first
     raise NotFound(
         f"{catalogue.database} has no backup that counts",
         expected="a manifest signed by a trusted key, not refuted",
         found=f"none{_away(away)}",
         remedy="look at `python -m payme_ops backup list`, which says why each does not count",
     )
+
+
+def _warn(away: list[PaymeOpsError]) -> None:
+    for error in away:
+        _log.warning("a region is away and its backups are passed over: %s", error)
 
 
 def _away(away: list[PaymeOpsError]) -> str:

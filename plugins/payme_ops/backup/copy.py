@@ -5,7 +5,6 @@ backup does, from the moment its signed manifest is there, and that is written l
 """
 
 import time
-from contextlib import suppress
 from datetime import datetime
 
 from payme_ops import __version__
@@ -19,7 +18,6 @@ from payme_ops.foundation.clock import EAT, show
 from payme_ops.foundation.errors import HashMismatch, IntegrityError, NotFound
 from payme_ops.foundation.objectstore import Bucket
 from payme_ops.foundation.progress import Progress, Report
-from payme_ops.foundation.record import Record
 from payme_ops.foundation.signing import load_private_key
 
 _ACTOR = f"payme-ops {__version__}"
@@ -73,7 +71,7 @@ def copy(
 def _require_good(desk: Desk, source: Manifest) -> None:
     if source.tier is not Tier.DAILY:
         raise IntegrityError(f"{source.key} is a {source.tier} itself", expected="a daily backup", found=source.tier)
-    found = _verification(desk.bucket, source, desk.settings.backup.verification_keys)
+    found = verification.read_trusted(desk.bucket, source, desk.settings.backup.verification_keys)
     if found and found.verdict != Outcome.VERIFIED:
         raise IntegrityError(
             f"{source.key} is {found.verdict}",
@@ -173,12 +171,9 @@ def _move(bucket: Bucket, stored: SealedObject, version: str, storage_class: str
 def _carry_verification(desk: Desk, source: Manifest, made: Manifest) -> None:
     """A copy of the same bytes inherits what a restore test found."""
     keys = desk.settings.backup.verification_keys
-    found, there = _verification(desk.bucket, source, keys), _verification(desk.copies, made, keys)
+    found, there = (
+        verification.read_trusted(desk.bucket, source, keys),
+        verification.read_trusted(desk.copies, made, keys),
+    )
     if found and (there is None or found.ended > there.ended):
         desk.copies.put(verification.key(made), desk.bucket.get(verification.key(source)))
-
-
-def _verification(bucket: Bucket, manifest: Manifest, trusted_keys: list[str]) -> Record | None:
-    with suppress(IntegrityError):  # one that cannot be trusted counts as none
-        return verification.read(bucket, manifest, trusted_keys)
-    return None

@@ -205,10 +205,25 @@ class Manifest(_Part):
         """Object key of this manifest."""
         return f"{self.prefix}{MANIFEST_NAME}"
 
+    @property
+    def stamp(self) -> str:
+        """The key stamp that a backup shares with its copies."""
+        return stamp_of(self.prefix)
+
 
 def backup_prefix(database: str, tier: Tier, started_at: datetime) -> str:
     """`postgres/<database>/<tier>/<YYYYMMDD>T<HHMMSS>EAT/`: keys of a tier sort by time."""
-    return f"postgres/{database}/{tier}/{key_stamp(started_at)}/"
+    return f"{tier_prefix(database, tier)}{key_stamp(started_at)}/"
+
+
+def tier_prefix(database: str, tier: Tier) -> str:
+    """What the keys of all backups of a tier begin with."""
+    return f"postgres/{database}/{tier}/"
+
+
+def stamp_of(key: str) -> str:
+    """The key stamp in a key or prefix of a backup; stamps sort by time."""
+    return key.split("/")[3]
 
 
 def parse(document: Any) -> Manifest:

@@ -4,10 +4,11 @@ What it finds about the backup becomes a record, VERIFIED or REFUTED. Our own tr
 identity that is not this backup's) raises and says nothing about the backup.
 """
 
+import io
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -146,14 +147,11 @@ def run(
 
     Raises what `examine` raises; AlreadyExists when it was refuted before and passed now, which a person must look at.
     """
-    if entry.manifest is None:
-        raise IntegrityError(
-            f"{entry.key} is UNTRUSTED", found=entry.why, remedy="find out who wrote it (docs/keys.md)"
-        )
+    manifest = entry.trusted
     key = load_private_key(settings.backup.verification_key_file, "PAYME_OPS__BACKUP__VERIFICATION_KEY_FILE")
     bucket = where.stores.of(entry.tier)
-    made = examine(bucket, entry.manifest, identity, settings, run, given_host=given_host, report=report)
-    return verification.write(catalogue.copies(where, entry.manifest), made, key, where.verification_keys)
+    made = examine(bucket, manifest, identity, settings, run, given_host=given_host, report=report)
+    return verification.write(catalogue.copies(where, manifest), made, key, where.verification_keys)
 
 
 def require_verified(found: Record) -> None:
@@ -274,7 +272,7 @@ def _require_extensions(server: str, manifest: Manifest) -> None:
 
 def _restore_and_compare(test: _Test, place: Path, server: str, *, own: bool) -> None:
     manifest, dirs = test.manifest, test.settings.postgres.client_dirs
-    name = f"restore_test_{manifest.prefix.split('/')[3].lower()}"
+    name = f"restore_test_{manifest.stamp.lower()}"
     with test.stage("archive", "length and SHA-256 of the manifest, and bytes that this identity opens"), _present():
         archive = restore.open_archive(test.bucket, manifest, test.identity, place, report=test.report)
         _note_listing(test, archive)
@@ -336,19 +334,9 @@ def _open_globals(test: _Test) -> bytes:
     stored: SealedObject = test.manifest.globals
     progress = Progress("globals", total=stored.size_bytes, report=lambda _: None)
     chunks = list(checked(test.bucket, stored, progress))
-    kept: list[bytes] = []
-    unseal(iter(chunks), _Kept(kept.append), test.identity)
-    return b"".join(kept)
-
-
-@dataclass
-class _Kept:
-    keep: Callable[[bytes], None]
-
-    def write(self, data: bytes) -> int:
-        """Keep it."""
-        self.keep(data)
-        return len(data)
+    script = io.BytesIO()
+    unseal(iter(chunks), script, test.identity)
+    return script.getvalue()
 
 
 def _make_roles(script: bytes, server: str) -> None:

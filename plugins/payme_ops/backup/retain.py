@@ -13,7 +13,7 @@ from typing import Any
 
 from payme_ops.backup import verification
 from payme_ops.backup.catalogue import RETENTION, Catalogue, Entry, State, entries, entry
-from payme_ops.backup.manifest import MANIFEST_NAME, Tier
+from payme_ops.backup.manifest import MANIFEST_NAME, Tier, tier_prefix
 from payme_ops.backup.store import Placement
 from payme_ops.foundation import evidence, lease
 from payme_ops.foundation.clock import parse_key_stamp, show, utc_now
@@ -123,7 +123,7 @@ def survey(catalogue: Catalogue, now: datetime) -> Survey:
 def _folders(catalogue: Catalogue, tier: Tier) -> dict[str, list[Item]]:
     """The tier's objects by folder; what is not in a folder named by a time stamp is not ours."""
     found: defaultdict[str, list[Item]] = defaultdict(list)
-    root = f"postgres/{catalogue.database}/{tier}/"
+    root = tier_prefix(catalogue.database, tier)
     for item in catalogue.stores.of(tier).items(root):
         stamp = item.key.removeprefix(root).split("/")[0]
         if _is_stamp(stamp):
@@ -393,7 +393,7 @@ def _deleted(catalogue: Catalogue, name: str) -> tuple[Tier, str, list[Version]]
     """The folder that `name` means, and the newest version of each of its objects that is deleted."""
     there = ""
     for tier in Tier:
-        root = f"postgres/{catalogue.database}/{tier}/"
+        root = tier_prefix(catalogue.database, tier)
         stamp = name.removeprefix(root).split("/")[0]
         if not _is_stamp(stamp):
             continue

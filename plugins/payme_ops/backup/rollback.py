@@ -14,7 +14,6 @@ from psycopg import sql
 
 from payme_ops.backup import catalogue, loss, restore, swap
 from payme_ops.backup.catalogue import Catalogue, Entry
-from payme_ops.backup.manifest import Manifest
 from payme_ops.backup.swap import Swapped
 from payme_ops.foundation import evidence, lease, payme_api
 from payme_ops.foundation.clock import show, utc_now
@@ -229,7 +228,7 @@ def restore_beside(desk: RestoreDesk, run: str, *, report: Report) -> str:
         return name
     with lease.hold(desk.ops, f"restore:{name}"[:63], run):
         entry = _usable(desk, wanted.backup)
-        bucket, manifest = desk.catalogue.stores.of(entry.tier), _manifest(desk, entry)
+        bucket, manifest = desk.catalogue.stores.of(entry.tier), entry.trusted
         if _is_whole(desk, name, wanted):
             report(f"{name} holds {wanted.backup} already")
         else:
@@ -250,11 +249,6 @@ def restore_beside(desk: RestoreDesk, run: str, *, report: Report) -> str:
     measured["relations"] = len(manifest.truth.relations)
     _keep(desk, run, BESIDE, measured, started)
     return name
-
-
-def _manifest(desk: RestoreDesk, entry: Entry) -> Manifest:
-    keys = desk.catalogue.manifest_keys
-    return entry.manifest or catalogue.load(desk.catalogue.stores.of(entry.tier), entry.key, keys)
 
 
 def _is_whole(desk: RestoreDesk, name: str, wanted: Request) -> bool:
@@ -299,7 +293,7 @@ def measure_loss(desk: RestoreDesk, run: str, *, report: Report) -> Evidence:
         return before  # there is nothing left to lose
     beside = str(evidence.latest(desk.ops, run, BESIDE).measured["database"])
     entry = _usable(desk, wanted.backup)
-    manifest = _manifest(desk, entry)
+    manifest = entry.trusted
     tables = loss.tables(desk.server, wanted.target, manifest, report=report)
     measured = {
         "backup": wanted.backup,

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from payme_ops.backup.manifest import Manifest
 from payme_ops.foundation import evidence, record
 from payme_ops.foundation.clock import utc_now
-from payme_ops.foundation.errors import AlreadyExists, IntegrityError, NotFound, Untrusted
+from payme_ops.foundation.errors import AlreadyExists, IntegrityError, NotFound
 from payme_ops.foundation.objectstore import Bucket
 from payme_ops.foundation.record import Record
 from payme_ops.foundation.scrub import scrub
@@ -65,6 +65,14 @@ def read(bucket: Bucket, manifest: Manifest, trusted_keys: list[str]) -> Record 
     return found
 
 
+def read_trusted(bucket: Bucket, manifest: Manifest, trusted_keys: list[str]) -> Record | None:
+    """The same, where one that cannot be trusted counts as none."""
+    try:
+        return read(bucket, manifest, trusted_keys)
+    except IntegrityError:
+        return None
+
+
 def write(
     places: list[tuple[Bucket, Manifest]],
     made: Record,
@@ -77,7 +85,7 @@ def write(
     before is REFUTED or CLOSED and this one says VERIFIED. What was there and cannot be trusted is not followed. Each
     bucket's own default encrypts: a KMS key is of no use outside its region.
     """
-    before = _before(*places[0], trusted_keys)
+    before = read_trusted(*places[0], trusted_keys)
     if before and before.verdict != Outcome.VERIFIED and made.verdict == Outcome.VERIFIED:
         raise AlreadyExists(
             f"{places[0][1].prefix} was refuted",
@@ -90,13 +98,6 @@ def write(
     for bucket, manifest in places:
         bucket.put(key(manifest), body, ContentType="application/json")
     return chained
-
-
-def _before(bucket: Bucket, manifest: Manifest, trusted_keys: list[str]) -> Record | None:
-    try:
-        return read(bucket, manifest, trusted_keys)
-    except (Untrusted, IntegrityError):
-        return None
 
 
 def closing(manifest: Manifest, before: Record | None, *, by: str, reason: str) -> Record:

@@ -6,8 +6,6 @@ import typer
 
 from payme_ops.backup import archive, catalogue, preflight
 from payme_ops.backup import copy as copying
-from payme_ops.backup.catalogue import Catalogue, Entry
-from payme_ops.backup.manifest import Manifest
 from payme_ops.backup.run import Desk
 from payme_ops.cli import doors
 from payme_ops.cli.backup import Name
@@ -20,7 +18,7 @@ _TRY_AGAIN = 6
 def backup_copy(name: Name = "latest daily") -> None:
     """Copy a daily to the other region and read it back there; kept 90 days."""
     desk, run = _desk()
-    source = _manifest(desk.catalogue, catalogue.find(desk.catalogue, name))
+    source = catalogue.find(desk.catalogue, name).trusted
     doors.out.print(proof_table(copying.copy(desk, run, source, report=doors.report)))
 
 
@@ -43,7 +41,7 @@ def backup_retrieve(name: Name) -> None:
     """Ask for an archive's bytes, which takes hours, and say how far that is. Exit code 6 until they can be read."""
     where = doors.catalogue("payme_s3_restore")
     found = catalogue.find(where, name)
-    state = archive.retrieve(where.stores.of(found.tier), _manifest(where, found))
+    state = archive.retrieve(where.stores.of(found.tier), found.trusted)
     if state.readable:
         typer.echo(f"{found.key} can be read ({state})")
         return
@@ -58,7 +56,3 @@ def _desk() -> tuple[Desk, str]:
     preflight.record(desk, run, found)
     preflight.require_passed(found)
     return desk, run
-
-
-def _manifest(where: Catalogue, found: Entry) -> Manifest:
-    return found.manifest or catalogue.load(where.stores.of(found.tier), found.key, where.manifest_keys)

@@ -60,7 +60,7 @@ def backup_close(
     config = settings.load()
     where = doors.catalogue("payme_s3_restore")
     found = catalogue.find(where, name)
-    manifest = found.manifest or catalogue.load(where.stores.of(found.tier), found.key, where.manifest_keys)
+    manifest = found.trusted
     closed = verification.closing(
         manifest, found.verification, by=f"{getpass.getuser()}, {doors.run_name()}", reason=reason
     )

@@ -9,7 +9,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from payme_ops.backup import catalogue as backups
 from payme_ops.backup import restore, restore_test
 from payme_ops.backup.catalogue import Entry, State
-from payme_ops.backup.manifest import Tier
+from payme_ops.backup.manifest import Tier, stamp_of
 from payme_ops.backup.verification import Outcome
 from payme_ops.foundation import evidence, record, settings
 from payme_ops.foundation.clock import utc_now
@@ -107,14 +107,8 @@ def _daily_before(key: str) -> Entry | None:
     """The daily taken before that backup, whatever it is worth."""
     where = catalogue(_S3)
     tested = backups.find(where, key)
-    older = (
-        one for one in backups.entries(where, tiers=[Tier.DAILY], newest_first=True) if _taken(one) < _taken(tested)
-    )
-    return next(older, None)
-
-
-def _taken(entry: Entry) -> str:
-    return entry.key.split("/")[3]  # key stamps sort by time
+    dailies = backups.entries(where, tiers=[Tier.DAILY], newest_first=True)
+    return next((one for one in dailies if stamp_of(one.key) < stamp_of(tested.key)), None)
 
 
 def _evidence(context: Context, item: str) -> Evidence:

@@ -44,12 +44,11 @@ class ReadableOperator(BaseOperator):
         here = where(_S3)
         found = catalogue.find(here, backup)
         bucket = here.stores.of(found.tier)
-        manifest = found.manifest or catalogue.load(bucket, found.key, here.manifest_keys)
-        state = archive.retrieve(bucket, manifest)
+        state = archive.retrieve(bucket, found.trusted)
         if not state.readable:
             _log.info("%s lies in an archive; it was asked for and can be read some hours from now", found.key)
             self.defer(
-                trigger=ReadableTrigger(tier=found.tier, key=manifest.archive.key),
+                trigger=ReadableTrigger(tier=found.tier, key=found.trusted.archive.key),
                 method_name="resume",
                 kwargs={"backup": found.key},
                 timeout=_PATIENCE,

@@ -2,16 +2,16 @@
 
 from datetime import timedelta
 
-from airflow.sdk import Asset, Param, dag, task
+from airflow.sdk import Asset, dag, task
 
-from payme_ops.orchestration.defaults import Area, Risk, at, dag_options
+from payme_ops.orchestration.defaults import Area, Risk, at, dag_options, reason
 
 PAYME_BACKUP = Asset(name="payme_backup", uri="payme-ops://backup")
 
 
 @dag(
     schedule=at("0 2 * * *"),
-    params={"reason": Param(None, type=["null", "string"], maxLength=200, title="Reason", description="Why by hand?")},
+    params={"reason": reason()},
     **dag_options(
         "backup_daily",
         "02:00 EAT: dump, seal, store, read back; a signed manifest says that it is complete",

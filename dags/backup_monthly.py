@@ -4,14 +4,14 @@ docs/runbooks/backup_monthly.md."""
 from datetime import timedelta
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
-from airflow.sdk import Param, TriggerRule, dag, task
+from airflow.sdk import TriggerRule, dag, task
 
-from payme_ops.orchestration.defaults import Area, Risk, at, dag_options
+from payme_ops.orchestration.defaults import Area, Risk, at, dag_options, reason
 
 
 @dag(
     schedule=at("0 5 1 * *"),
-    params={"reason": Param(None, type=["null", "string"], maxLength=200, title="Reason", description="Why by hand?")},
+    params={"reason": reason()},
     **dag_options(
         "backup_monthly",
         "1st 05:00 EAT: the oldest daily, tested first, goes to Glacier in the other region for ever",

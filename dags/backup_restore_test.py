@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from airflow.sdk import Asset, Param, TriggerRule, dag, task
 
-from payme_ops.orchestration.defaults import Area, Risk, at, dag_options
+from payme_ops.orchestration.defaults import Area, Risk, at, dag_options, reason
 from payme_ops.orchestration.retrieval import ReadableOperator
 
 PAYME_VERIFIED_BACKUP = Asset(name="payme_verified_backup", uri="payme-ops://verified-backup")
@@ -21,7 +21,7 @@ PAYME_VERIFIED_BACKUP = Asset(name="payme_verified_backup", uri="payme-ops://ver
             title="Backup",
             description="A manifest key, a time stamp like 20260128T020000EAT, latest, or latest daily.",
         ),
-        "reason": Param(None, type=["null", "string"], maxLength=200, title="Reason", description="Why by hand?"),
+        "reason": reason(),
     },
     **dag_options(
         "backup_restore_test",

@@ -3,14 +3,14 @@
 from datetime import timedelta
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
-from airflow.sdk import Param, TriggerRule, dag, task
+from airflow.sdk import TriggerRule, dag, task
 
-from payme_ops.orchestration.defaults import Area, Risk, at, dag_options
+from payme_ops.orchestration.defaults import Area, Risk, at, dag_options, reason
 
 
 @dag(
     schedule=at("0 4 * * 0"),
-    params={"reason": Param(None, type=["null", "string"], maxLength=200, title="Reason", description="Why by hand?")},
+    params={"reason": reason()},
     **dag_options(
         "backup_weekly",
         "Sunday 04:00 EAT: copies the day's backup to the other region and reads it back there; kept 90 days",

@@ -9,11 +9,11 @@ from airflow.sdk.exceptions import AirflowSkipException
 from payme_ops.backup import preflight as checks
 from payme_ops.backup import run
 from payme_ops.backup.manifest import Tier
+from payme_ops.backup.run import Desk
 from payme_ops.foundation.clock import show
-from payme_ops.foundation.evidence import Verdict, plain
-from payme_ops.foundation.scrub import scrub
+from payme_ops.foundation.evidence import Evidence, Verdict, plain
 from payme_ops.foundation.stop import stoppable
-from payme_ops.orchestration.doors import desk, run_name
+from payme_ops.orchestration.doors import desk, log_reason, run_name
 
 _log = logging.getLogger("payme_ops.backup")
 
@@ -21,15 +21,17 @@ _log = logging.getLogger("payme_ops.backup")
 def preflight() -> None:
     """Run every check and record the evidence; raises PreflightFailed naming what did not pass."""
     context = get_current_context()
-    reason = context["params"].get("reason")
-    if reason:
-        _log.info("reason given: %s", scrub(reason))
-    here = desk()
-    found = checks.examine(here, actor=run_name(context), for_run=True)
+    log_reason(context)
+    here, name = desk(), run_name(context)
+    require_passed(here, name, checks.examine(here, actor=name, for_run=True))
+
+
+def require_passed(here: Desk, name: str, found: list[Evidence]) -> None:
+    """Log what the checks of the run `name` found and record it. Raises PreflightFailed and its kinds."""
     for item in found:
         level = logging.INFO if item.verdict is Verdict.PASS else logging.ERROR
-        _log.log(level, "%-12s %-20s %s. %s", item.verdict.upper(), item.item, plain(item.measured), item.remedy)
-    checks.record(here, run_name(context), found)
+        _log.log(level, "%-12s %-24s %s. %s", item.verdict.upper(), item.item, plain(item.measured), item.remedy)
+    checks.record(here, name, found)
     checks.require_passed(found)
 
 

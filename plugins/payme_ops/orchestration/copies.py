@@ -13,10 +13,10 @@ from payme_ops.backup.catalogue import State
 from payme_ops.foundation import evidence
 from payme_ops.foundation.clock import show, utc_now
 from payme_ops.foundation.errors import NotFound
-from payme_ops.foundation.evidence import Verdict, passed, plain
-from payme_ops.foundation.scrub import scrub
+from payme_ops.foundation.evidence import passed
 from payme_ops.foundation.stop import stoppable
-from payme_ops.orchestration.doors import desk, run_name
+from payme_ops.orchestration import backup
+from payme_ops.orchestration.doors import desk, log_reason, run_name
 
 _log = logging.getLogger("payme_ops.backup")
 
@@ -26,15 +26,9 @@ TO_ARCHIVE = "to_archive"  # item of evidence: the daily whose turn it is
 def preflight() -> None:
     """Look at the other region's bucket and the keys, and record the evidence; raises PreflightFailed."""
     context = get_current_context()
-    if reason := context["params"].get("reason"):
-        _log.info("reason given: %s", scrub(reason))
-    here = desk()
-    found = checks.examine_for_copy(here, actor=run_name(context))
-    for item in found:
-        level = logging.INFO if item.verdict is Verdict.PASS else logging.ERROR
-        _log.log(level, "%-24s %-12s %s. %s", item.item, item.verdict.upper(), plain(item.measured), item.remedy)
-    checks.record(here, run_name(context), found)
-    checks.require_passed(found)
+    log_reason(context)
+    here, run = desk(), run_name(context)
+    backup.require_passed(here, run, checks.examine_for_copy(here, actor=run))
 
 
 def need_fresh() -> None:

@@ -5,7 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import CronTriggerTimetable, ExceptionRetryPolicy, RetryAction, RetryRule
+from airflow.sdk import CronTriggerTimetable, ExceptionRetryPolicy, Param, RetryAction, RetryRule
 
 from payme_ops.foundation.errors import LeaseHeld, LeaseLost, PaymeOpsError, Unavailable
 from payme_ops.orchestration import sentry
@@ -46,6 +46,11 @@ def at(cron: str) -> CronTriggerTimetable:
     first time none is run. One that was paused for a while runs the newest slot it missed.
     """
     return CronTriggerTimetable(cron, timezone="Africa/Nairobi", run_immediately=timedelta(0))
+
+
+def reason() -> Param:
+    """The field of a form in which whoever triggers a DAG may say why."""
+    return Param(None, type=["null", "string"], maxLength=200, title="Reason", description="Why by hand?")
 
 
 def dag_options(dag_id: str, description: str, *, area: Area, risk: Risk) -> dict[str, Any]:

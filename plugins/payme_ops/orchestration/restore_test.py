@@ -15,10 +15,9 @@ from payme_ops.foundation import evidence, record, settings
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import IntegrityError, NotFound, Refuted
 from payme_ops.foundation.evidence import Evidence, Finding, Verdict
-from payme_ops.foundation.scrub import scrub
 from payme_ops.foundation.stop import stoppable
 from payme_ops.orchestration.connections import conninfo
-from payme_ops.orchestration.doors import catalogue, run_name
+from payme_ops.orchestration.doors import catalogue, log_reason, run_name
 
 _log = logging.getLogger("payme_ops.backup")
 
@@ -30,8 +29,7 @@ _OPS, _S3 = "payme_ops_db", "payme_s3_restore"
 def choose() -> str:
     """Which backup is tested: the newest daily when nobody names one. Fixed once, for all tasks of the run."""
     context = get_current_context()
-    if reason := context["params"].get("reason"):
-        _log.info("reason given: %s", scrub(reason))
+    log_reason(context)
     found = backups.find(catalogue(_S3), context["params"]["manifest"])
     _record(context, CHOSEN, Verdict.PASS, {"manifest": found.key, "state": found.state}, "a backup of the catalogue")
     return found.key

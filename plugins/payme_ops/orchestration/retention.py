@@ -13,12 +13,11 @@ from payme_ops.foundation import evidence, settings
 from payme_ops.foundation.clock import show, utc_now
 from payme_ops.foundation.errors import NotFound, SettingsError
 from payme_ops.foundation.evidence import Evidence, Verdict
-from payme_ops.foundation.scrub import scrub
 from payme_ops.foundation.stop import stoppable
 from payme_ops.orchestration import alerting
 from payme_ops.orchestration.approval import require_approval
 from payme_ops.orchestration.connections import conninfo
-from payme_ops.orchestration.doors import catalogue, run_name
+from payme_ops.orchestration.doors import catalogue, log_reason, run_name
 
 _log = logging.getLogger("payme_ops.backup")
 
@@ -91,10 +90,9 @@ def verdict(gate: str) -> str:
 
 def _require_reason(context: Context) -> None:
     """Who deletes by hand says why; the schedule needs no reason, and a dry run none."""
-    params, reason = context["params"], context["params"].get("reason")
-    if reason:
-        _log.info("reason given: %s", scrub(reason))
-    elif context["dag_run"].run_type == "manual" and not params["dry_run"]:
+    log_reason(context)
+    params = context["params"]
+    if not params.get("reason") and context["dag_run"].run_type == "manual" and not params["dry_run"]:
         raise SettingsError(
             "retention by hand wants a reason",
             expected="why it is not left to the schedule; it is kept in the log",

@@ -19,10 +19,9 @@ from rich.markup import escape
 
 from bench import mutants
 from bench.mutants import MUTANTS, Ground
-from payme_ops.backup import preflight, run
 from payme_ops.backup.catalogue import Catalogue, Stores
-from payme_ops.backup.manifest import Manifest, Tier
-from payme_ops.cli import doors
+from payme_ops.backup.manifest import Manifest
+from payme_ops.cli.backup import take
 from payme_ops.foundation import settings
 from payme_ops.foundation.clock import EAT, utc_now
 from payme_ops.foundation.errors import PaymeOpsError
@@ -135,17 +134,11 @@ def _ground(here: World) -> Ground:
 
 
 def _back_up() -> Manifest:
-    """One whole daily backup, by the functions of the DAG."""
-    desk, queued_at = doors.desk(), utc_now()
-    while utc_now() <= queued_at:  # keys have a resolution of one second
+    """One whole daily backup."""
+    begun = utc_now()
+    while utc_now() <= begun:  # keys have a resolution of one second
         time.sleep(0.05)
-    name = f"drill/{utc_now():%Y%m%dT%H%M%SZ}"
-    found = preflight.examine(desk, actor=name, for_run=True)
-    preflight.record(desk, name, found)
-    preflight.require_passed(found)
-    run.dump_and_store(desk, name, Tier.DAILY, utc_now(), report=_quiet)
-    run.read_back(desk, name, report=_quiet)
-    return run.commit(desk, name)
+    return take(f"drill/{utc_now():%Y%m%dT%H%M%SZ}", report=_quiet)
 
 
 def _quiet(_line: str) -> None:

@@ -12,9 +12,9 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from payme_ops.foundation import opsdb
 from payme_ops.foundation.alert import Alert, Outcome, Severity, Slack, raise_alert, send_pending
 from sandbox import postgres
+from tests.support.ops import ops_database
 from tests.support.standins import CHANNEL, StandIn, slack_stand_in
 from tests.support.waiting import eventually
 
@@ -41,11 +41,8 @@ def server() -> Iterator[postgres.Cluster]:
 @pytest.fixture
 def ops(server: postgres.Cluster) -> Iterator[str]:
     """Conninfo of a fresh ops database."""
-    with psycopg.connect(server.conninfo(), autocommit=True) as admin:
-        admin.execute("CREATE DATABASE payme_ops")
-        opsdb.migrate(server.conninfo("payme_ops"))
-        yield server.conninfo("payme_ops")
-        admin.execute("DROP DATABASE payme_ops WITH (FORCE)")
+    with ops_database(server) as conninfo:
+        yield conninfo
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What a backup is worth: the record beside its manifest decides, and only a rightly signed one that fits."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -11,37 +10,9 @@ from payme_ops.backup.catalogue import Entry, State
 from payme_ops.backup.manifest import Manifest, Tier
 from payme_ops.backup.verification import Outcome
 from payme_ops.foundation import evidence, objectstore, record, signing
-from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import AlreadyExists
-from payme_ops.foundation.record import Record
 from tests.support.installation import Installation
-
-
-def found(done: Manifest, outcome: Outcome = Outcome.VERIFIED, **facts: Any) -> Record:
-    return Record(
-        kind=verification.KIND,
-        subject=done.key,
-        run="test",
-        actor="test",
-        verdict=outcome,
-        started=utc_now(),
-        ended=utc_now(),
-        facts={**verification.binding(done), **facts},
-    )
-
-
-def key_of(installation: Installation) -> Ed25519PrivateKey:
-    return signing.load_private_key(installation.desk.settings.backup.verification_key_file)
-
-
-def write(installation: Installation, done: Manifest, made: Record) -> Record:
-    where = installation.catalogue
-    return verification.write(
-        catalogue.copies(where, done),
-        made,
-        key_of(installation),
-        where.verification_keys,
-    )
+from tests.support.verdicts import found, key_of, write
 
 
 def entry(installation: Installation, done: Manifest) -> Entry:

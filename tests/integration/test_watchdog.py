@@ -7,12 +7,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from payme_ops.backup import freshness
 from payme_ops.cli import watchdog as command
-from payme_ops.foundation import alert, opsdb, settings
+from payme_ops.foundation import alert, settings
 from payme_ops.foundation.alert import Severity
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import SettingsError, Unavailable
@@ -22,6 +21,7 @@ from sandbox import postgres
 from sandbox.standin import Answer, Server
 from tests.integration.test_alert import ALERT
 from tests.support.installation import Installation
+from tests.support.ops import ops_database
 from tests.support.proxy import Proxy
 from tests.support.standins import StandIn, sentry_stand_in, served, slack_stand_in
 from tests.support.waiting import eventually
@@ -58,11 +58,8 @@ def server() -> Iterator[postgres.Cluster]:
 
 @pytest.fixture
 def ops(server: postgres.Cluster) -> Iterator[str]:
-    with psycopg.connect(server.conninfo(), autocommit=True) as admin:
-        admin.execute("CREATE DATABASE payme_ops")
-        opsdb.migrate(server.conninfo("payme_ops"))
-        yield server.conninfo("payme_ops")
-        admin.execute("DROP DATABASE payme_ops WITH (FORCE)")
+    with ops_database(server) as conninfo:
+        yield conninfo
 
 
 @pytest.fixture

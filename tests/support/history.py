@@ -7,10 +7,9 @@ from payme_ops.backup import verification
 from payme_ops.backup.manifest import Manifest, SealedObject, Tier, backup_prefix
 from payme_ops.backup.verification import Outcome
 from payme_ops.foundation import record, signing
-from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.objectstore import Bucket
-from payme_ops.foundation.record import Record
 from sandbox import forgery
+from tests.support import verdicts
 from tests.support.installation import Installation
 
 
@@ -38,18 +37,8 @@ def plant(
 
 def find(installation: Installation, done: Manifest, outcome: Outcome) -> None:
     """The record of a restore test of that backup."""
-    key = signing.load_private_key(installation.desk.settings.backup.verification_key_file)
-    made = Record(
-        kind=verification.KIND,
-        subject=done.key,
-        run="test",
-        actor="test",
-        verdict=outcome,
-        started=utc_now(),
-        ended=utc_now(),
-        facts=dict(verification.binding(done)),
-    )
-    installation.catalogue.stores.of(done.tier).put(verification.key(done), record.signed(made, key))
+    body = record.signed(verdicts.found(done, outcome), verdicts.key_of(installation))
+    installation.catalogue.stores.of(done.tier).put(verification.key(done), body)
 
 
 def _put(bucket: Bucket, key: str) -> SealedObject:

@@ -1,12 +1,12 @@
 """What a person with an identity and stock tools would find in a backup."""
 
-import io
 import re
 import subprocess
 from pathlib import Path
 
 from payme_ops.backup.manifest import Manifest, SealedObject
-from payme_ops.backup.seal import parse_identity, unseal
+from payme_ops.backup.seal import parse_identity
+from sandbox import forgery
 from sandbox.postgres import Cluster
 from tests.support.installation import Installation
 
@@ -14,9 +14,7 @@ from tests.support.installation import Installation
 def opened(installation: Installation, stored: SealedObject, *, key: str = "drill") -> bytes:
     """The plain bytes of a sealed object, with the drill or the recovery identity."""
     identity = parse_identity((installation.site.world.root / "keys" / f"{key}.age-identity").read_text())
-    plain = io.BytesIO()
-    unseal(iter([installation.store.get(stored.key)]), plain, identity)
-    return plain.getvalue()
+    return forgery.opened(installation.store, stored, identity)
 
 
 def archive(installation: Installation, manifest: Manifest, *, key: str = "drill") -> bytes:

@@ -16,6 +16,7 @@ from payme_ops.cli.tables import entries_table, entry_json, proof_table
 from payme_ops.foundation import settings
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.objectstore import Bucket
+from payme_ops.foundation.progress import Report
 
 app = typer.Typer(no_args_is_help=True, help="Take, list, check and restore backups.")
 
@@ -34,19 +35,24 @@ def backup_run(
     ] = False,
 ) -> None:
     """Take a backup now: preflight, dump and store, read back, commit."""
-    desk, name, queued_at = doors.desk(), doors.run_name(), utc_now()
     bypass = frozenset({"recipients"}) if accept_recipients else frozenset()
-    found = preflight.examine(desk, actor=name, for_run=True, bypass=bypass)
-    preflight.record(desk, name, found)
-    preflight.require_passed(found)
     try:
-        run.dump_and_store(desk, name, Tier.DAILY, queued_at, report=doors.report)
+        done = take(doors.run_name(), bypass=bypass, report=doors.report)
     except Superseded as reason:
         doors.err.print(str(reason), markup=False)
         return
-    run.read_back(desk, name, report=doors.report)
-    done = run.commit(desk, name)
     doors.out.print(proof_table(done))
+
+
+def take(name: str, *, bypass: frozenset[str] = frozenset(), report: Report) -> Manifest:
+    """One whole daily backup, stage by stage as the DAG's tasks. Raises what the stages raise, Superseded too."""
+    desk, queued_at = doors.desk(), utc_now()
+    found = preflight.examine(desk, actor=name, for_run=True, bypass=bypass)
+    preflight.record(desk, name, found)
+    preflight.require_passed(found)
+    run.dump_and_store(desk, name, Tier.DAILY, queued_at, report=report)
+    run.read_back(desk, name, report=report)
+    return run.commit(desk, name)
 
 
 @app.command("list")

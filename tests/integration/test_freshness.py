@@ -2,15 +2,16 @@
 
 from datetime import timedelta
 
-from payme_ops.backup import catalogue, freshness, manifest, verification
+from payme_ops.backup import freshness, manifest
 from payme_ops.backup.manifest import Manifest, Tier, backup_prefix
 from payme_ops.backup.verification import Outcome
 from payme_ops.foundation import evidence, settings, signing
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.evidence import Evidence, Verdict
-from tests.integration.test_verification import found, put_copy
+from tests.integration.test_verification import put_copy
 from tests.support.installation import Installation
 from tests.support.proxy import Proxy
+from tests.support.verdicts import found, write
 
 
 def measure(installation: Installation) -> dict[str, Evidence]:
@@ -20,10 +21,7 @@ def measure(installation: Installation) -> dict[str, Evidence]:
 
 
 def verify(installation: Installation, done: Manifest, outcome: Outcome, milliseconds: int = 61_000) -> None:
-    where = installation.catalogue
-    key = signing.load_private_key(installation.desk.settings.backup.verification_key_file)
-    made = found(done, outcome, rto_milliseconds=milliseconds)
-    verification.write(catalogue.copies(where, done), made, key, where.verification_keys)
+    write(installation, done, found(done, outcome, rto_milliseconds=milliseconds))
 
 
 def test_from_no_backup_to_a_proven_one_with_a_copy(installation: Installation) -> None:

@@ -11,7 +11,7 @@ from payme_ops.foundation.signing import load_private_key
 from tests.support.installation import Installation
 
 
-def found(done: Manifest, outcome: Outcome = Outcome.VERIFIED) -> Record:
+def found(done: Manifest, outcome: Outcome = Outcome.VERIFIED, **facts: object) -> Record:
     """The record of a restore test of that backup."""
     now = utc_now()
     return Record(
@@ -22,7 +22,7 @@ def found(done: Manifest, outcome: Outcome = Outcome.VERIFIED) -> Record:
         verdict=outcome,
         started=now,
         ended=now,
-        facts=dict(verification.binding(done)),
+        facts={**verification.binding(done), **facts},
     )
 
 

@@ -51,11 +51,12 @@ _PORT_VARIABLE = "PAYME_SANDBOX_PORT_"
 _PORTS_FILE = "ports.json"
 
 _OWN_DATABASES = ("airflow", "payme_ops")  # each with an owner of the same name
-_PAYME_ROLES = ("payme_owner", "payme_app", "payme_db_read", "payme_db_restore")
+_PAYME_ROLES = ("payme_owner", "payme_app", "payme_db_read", "payme_db_restore", "payme_db_migrate")
 # Connections to PostgreSQL that payme_ops knows by name: (role, database).
 _CONNECTIONS: Mapping[str, tuple[str, str]] = {
     "payme_db_read": ("payme_db_read", "payme"),
     "payme_db_restore": ("payme_db_restore", "postgres"),
+    "payme_db_migrate": ("payme_db_migrate", "payme"),
     "payme_ops_db": ("payme_ops", "payme_ops"),
 }
 _PROFILES = ("payme_s3_write", "payme_s3_restore", "payme_s3_prune")
@@ -135,6 +136,7 @@ def _assemble(root: Path, ports: dict[str, int]) -> World:
     env = {
         **_base_environment(),
         **_settings(root, keys),
+        "ENCRYPTION_KEY": passwords["payme_api.encryption_key"],
         **_watchdog(root, ports, passwords),
         **_shell_door(root),
         **_airflow_door(ports, passwords),
@@ -333,6 +335,7 @@ def _passwords(path: Path) -> dict[str, str]:
         "slack.token": lambda: f"xoxb-sandbox-{secrets.token_hex(16)}",
         "sentry.key": lambda: secrets.token_hex(16),
         "payme_api.token": lambda: secrets.token_hex(16),
+        "payme_api.encryption_key": lambda: secrets.token_hex(32),
         "status_page.key": lambda: secrets.token_hex(16),
         "airflow_internal.fernet_key": lambda: Fernet.generate_key().decode(),
         "airflow_internal.jwt_secret": lambda: secrets.token_hex(64),

@@ -93,6 +93,9 @@ def create(
                 conn.execute((_GRANTS / "backup_role.sql").read_text().replace(':"database"', DATABASE))
             with psycopg.connect(make_conninfo(conninfo_superuser, dbname=DATABASE), autocommit=True) as payme:
                 payme.execute((_GRANTS / "restore_role.sql").read_text())
+        if not _exists(conn, "SELECT FROM pg_roles WHERE rolname = %s", "payme_db_migrate"):
+            with psycopg.connect(make_conninfo(conninfo_superuser, dbname=DATABASE)) as payme:
+                payme.execute((_GRANTS / "migrate_role.sql").read_text())
         # Each time, as after an upgrade. With the others it would be in the database that is backed up.
         with psycopg.connect(make_conninfo(conninfo_superuser, dbname="postgres"), autocommit=True) as maintenance:
             maintenance.execute((_GRANTS / "restore_functions.sql").read_text())

@@ -2,12 +2,14 @@
 
 PaymeOpsError
 ├── SettingsError              a variable is missing or malformed; nothing was touched
+│   └── KeyRejected            ENCRYPTION_KEY is none, or not one that may be used here
 ├── PreflightFailed            at least one check said fail
 ├── Unavailable                worth another try as it is
 │   ├── DatabaseUnavailable    connection refused, lost or shut down
 │   ├── StoreUnavailable       S3 answered 5xx, throttled, or not at all
 │   ├── PreflightInconclusive  a check could not be measured; none failed
-│   └── SteppedAside           the dump gave way to somebody's lock three times
+│   ├── SteppedAside           the dump gave way to somebody's lock three times
+│   └── LockBudgetSpent        a change of a table did not get its lock in time; the table is as it was
 ├── LeaseHeld                  another run holds the lease; says which, since when
 ├── LeaseLost                  our lease went away while we worked
 ├── DatabaseError              the server refused a statement (SQLSTATE, table, constraint; never row data)
@@ -16,6 +18,9 @@ PaymeOpsError
 ├── DumpFailed                 a client tool ended with an error
 ├── AlreadyExists              the target is there already; it is never overwritten
 ├── NotApproved                no person, or the wrong one, has agreed to what was shown
+├── UnexpectedSchema           the table is not as a step of the migration expects it
+├── GateClosed                 a check of the migration did not pass
+├── Aborted                    a person told the backfill to end
 ├── NotFound                   the named backup, database or object is not there
 └── IntegrityError             never retried: bytes or facts are not what they should be
     ├── HashMismatch           length or SHA-256 differs
@@ -61,6 +66,10 @@ class SettingsError(PaymeOpsError):
     """Settings are incomplete or malformed."""
 
 
+class KeyRejected(SettingsError):
+    """An encryption key that is missing, malformed or used for something else."""
+
+
 class PreflightFailed(PaymeOpsError):
     """At least one check said fail."""
 
@@ -83,6 +92,10 @@ class PreflightInconclusive(Unavailable):
 
 class SteppedAside(Unavailable):
     """The dump released its locks for somebody who waited behind them, as often as it may."""
+
+
+class LockBudgetSpent(Unavailable):
+    """A statement did not get its lock within the budget; nothing was changed and nobody was made to wait long."""
 
 
 class LeaseHeld(PaymeOpsError):
@@ -119,6 +132,18 @@ class AlreadyExists(PaymeOpsError):
 
 class NotApproved(PaymeOpsError):
     """A dangerous step without the approval it needs."""
+
+
+class UnexpectedSchema(PaymeOpsError):
+    """A table, column, index or constraint is not what the step expects."""
+
+
+class GateClosed(PaymeOpsError):
+    """A gate of the migration failed, or could not be measured."""
+
+
+class Aborted(PaymeOpsError):
+    """A person ended the work; what was committed stays, and it can be taken up again."""
 
 
 class NotFound(PaymeOpsError):

@@ -185,6 +185,25 @@ class WatchdogSettings(_Group):
     )
 
 
+class MigrationSettings(_Group):
+    """The encryption of a column. The key is ENCRYPTION_KEY, as for the application; migration workers only."""
+
+    key_id: str = Field(
+        default="k1",
+        pattern=r"^[a-z0-9]{1,16}$",
+        description="Id of ENCRYPTION_KEY, written into every ciphertext; another key gets another id.",
+    )
+    app_role: str = Field(
+        default="payme_app", min_length=1, max_length=63, description="Database role that the application logs in as."
+    )
+    lock_budget_seconds: int = Field(
+        default=60,
+        ge=1,
+        le=600,
+        description="Seconds for which a change of a table is tried again, each try 0.2 s.",
+    )
+
+
 class Settings(BaseSettings):
     """All settings of payme-ops."""
 
@@ -201,6 +220,7 @@ class Settings(BaseSettings):
     alert: AlertSettings = AlertSettings()
     notify: NotifySettings = NotifySettings()
     watchdog: WatchdogSettings = WatchdogSettings()
+    migration: MigrationSettings = MigrationSettings()
 
 
 def load() -> Settings:

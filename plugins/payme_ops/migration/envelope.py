@@ -1,0 +1,124 @@
+"""The ciphertext and the blind index, as docs/phone-encryption.md gives them to the application.
+
+    v1:<key id>:<base64url without padding of nonce (12) | ciphertext | tag (16)>
+
+AES-256-GCM (NIST SP 800-38D) with a random nonce, so a key is good for 2^32 encryptions; the associated data binds a
+value to its row. The blind index is HMAC-SHA-256 under a key derived from the same one by HKDF (RFC 5869): equal
+numbers have equal indexes, however they are written.
+"""
+
+import hmac
+import os
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as NotBase64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from payme_ops.foundation.errors import IntegrityError, KeyRejected
+from payme_ops.migration.names import Names
+
+KEY_VARIABLE = "ENCRYPTION_KEY"
+VERSION = "v1"
+_NONCE_BYTES, _TAG_BYTES = 12, 16
+_HEX_KEY = re.compile(r"[0-9a-f]{64}")
+_STORED = re.compile(rf"{VERSION}:([a-z0-9]{{1,16}}):([A-Za-z0-9_-]+)")
+_PUNCTUATION = str.maketrans("", "", " \t-().")  # named one by one: Python's and JavaScript's \s differ
+_NATIONAL, _WITHOUT_PLUS, _WITH_00 = (
+    re.compile(r"0([1-9][0-9]{8})"),
+    re.compile(r"254([1-9][0-9]{8})"),
+    re.compile(r"00([1-9][0-9]{7,14})"),
+)
+
+
+class Undecryptable(IntegrityError):
+    """A stored value that its row's associated data and our key do not open. Never says what it is."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The key of the ciphertexts, its id, and the key of the blind index that follows from it."""
+
+    key_id: str
+    aead: AESGCM = field(repr=False)
+    index_key: bytes = field(repr=False)
+
+
+def load_keys(environment: Mapping[str, str], *, key_id: str, names: Names) -> Keys:
+    """The keys of ENCRYPTION_KEY, 64 lower-case hex digits.
+
+    Raises KeyRejected for anything else (Node's hex decoder would cut it short in silence), for a key all of one
+    digit, and for one that another secret of the same environment is, too.
+    """
+    given = environment.get(KEY_VARIABLE, "")
+    if not _HEX_KEY.fullmatch(given):
+        raise KeyRejected(
+            f"{KEY_VARIABLE} cannot be used",
+            expected="64 lower-case hexadecimal digits (32 bytes)",
+            found=f"{len(given)} characters" if given else "none",
+            remedy="give migration workers the application's own key, for example from `openssl rand -hex 32`",
+        )
+    if len(set(given)) < 4:
+        raise KeyRejected(f"{KEY_VARIABLE} is no random key", expected="32 random bytes", found="a pattern")
+    reused = sorted(name for name, value in environment.items() if value.lower() == given and name != KEY_VARIABLE)
+    if reused:
+        raise KeyRejected(
+            f"{KEY_VARIABLE} is used for something else, too",
+            expected="a key of its own: the blind index's key is derived from it",
+            found=f"the same value in {', '.join(reused)}",
+            remedy="make another secret for that",
+        )
+    key = bytes.fromhex(given)
+    info = f"{names.context}.{names.plaintext}.blind-index.{VERSION}".encode()
+    return Keys(key_id, AESGCM(key), HKDF(SHA256(), 32, salt=None, info=info).derive(key))
+
+
+def encrypt(keys: Keys, associated_data: bytes, text: str) -> str:
+    """The stored form of a text, which may be empty; another one each time."""
+    nonce = os.urandom(_NONCE_BYTES)
+    sealed = nonce + keys.aead.encrypt(nonce, text.encode(), associated_data)
+    return f"{VERSION}:{keys.key_id}:{urlsafe_b64encode(sealed).rstrip(b'=').decode()}"
+
+
+def decrypt(keys: Keys, associated_data: bytes, stored: str) -> str:
+    """The text. Raises Undecryptable: malformed, another key id, or not sealed by this key for this row."""
+    found = _STORED.fullmatch(stored)
+    if found is None:
+        raise Undecryptable("a stored value is malformed", expected=f"{VERSION}:<key id>:<base64url>")
+    if found[1] != keys.key_id:
+        raise Undecryptable(
+            "a stored value is of another key", expected=f"key id {keys.key_id}", found=f"key id {found[1]}"
+        )
+    try:
+        sealed = urlsafe_b64decode(found[2] + "=" * (-len(found[2]) % 4))
+        if len(sealed) < _NONCE_BYTES + _TAG_BYTES:
+            raise Undecryptable("a stored value is malformed", expected="nonce and tag", found=f"{len(sealed)} bytes")
+        return keys.aead.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], associated_data).decode()
+    except NotBase64:
+        raise Undecryptable("a stored value is malformed", expected="base64url") from None
+    except InvalidTag:
+        raise Undecryptable(
+            "a stored value does not open", expected="one sealed by this key for this row", found="another, or changed"
+        ) from None
+
+
+def blind_index(keys: Keys, text: str) -> bytes:
+    """32 bytes, equal for equal numbers."""
+    return hmac.digest(keys.index_key, normalise(text).encode(), "sha256")
+
+
+def normalise(text: str) -> str:
+    """One spelling of a number for the blind index: E.164 where it is one, else the text without punctuation.
+
+    Kenyan numbers may come as 0…, 254… or 00254…; the rules are in docs/phone-encryption.md, too.
+    """
+    plain = text.translate(_PUNCTUATION)
+    for pattern, prefix in ((_NATIONAL, "+254"), (_WITHOUT_PLUS, "+254"), (_WITH_00, "+")):
+        if found := pattern.fullmatch(plain):
+            return prefix + found[1]
+    return plain

@@ -11,6 +11,7 @@ import pytest
 if TYPE_CHECKING:  # unit tests need none of it, and start faster without
     from sandbox.postgres import Cluster
     from tests.support.installation import Installation
+    from tests.support.phones import Phones
     from tests.support.proxy import Proxy
     from tests.support.site import Site
 
@@ -84,3 +85,21 @@ def proxy(installation: "Installation") -> "Iterator[Proxy]":
     with proxy_before(installation.site.world.ports["s3"]) as running:
         installation.reach_store_at(running.url)
         yield running
+
+
+@pytest.fixture
+def phones(installation: "Installation") -> "Iterator[Phones]":
+    """A copy of PayMe's database whose phone numbers are to be encrypted, on the wheel's PostgreSQL."""
+    from tests.support import phones
+
+    with phones.database(installation.site) as made:
+        yield made
+
+
+@pytest.fixture
+def each_phones(each_installation: "Installation") -> "Iterator[Phones]":
+    """The same on each PostgreSQL version."""
+    from tests.support import phones
+
+    with phones.database(each_installation.site) as made:
+        yield made

@@ -35,6 +35,23 @@ ODD: Sequence[str | None] = (
     "e\u0301",
 )
 
+_EXPAND = """
+SET ROLE payme_owner;
+ALTER TABLE {relation} ADD COLUMN {ciphertext} text, ADD COLUMN {blind_index} bytea;
+ALTER TABLE {relation} ADD CONSTRAINT {format_check} CHECK ({ciphertext} ~ '^v[0-9]+:') NOT VALID;
+CREATE FUNCTION {stale_function}() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.{plaintext} IS DISTINCT FROM OLD.{plaintext} AND NEW.{ciphertext} IS NOT DISTINCT FROM OLD.{ciphertext} THEN
+        NEW.{ciphertext} := NULL;
+        NEW.{blind_index} := NULL;
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER {stale_trigger} BEFORE UPDATE OF {plaintext} ON {relation}
+    FOR EACH ROW EXECUTE FUNCTION {stale_function}();
+RESET ROLE;
+"""
+
 
 class Phones:
     """The database, its doors, and the key of the application."""
@@ -105,6 +122,31 @@ class Phones:
             key: None if stored is None else envelope.decrypt(keys, self.names.associated_data(key), stored)
             for key, stored in rows
         }
+
+
+def expanded(phones: Phones) -> Phones:
+    """With the columns, check and trigger of the first step, and nothing in the columns."""
+    with phones.admin() as connection:
+        connection.execute(sql.SQL(_EXPAND).format(**phones.names.identifiers))
+    return phones
+
+
+def encrypted(phones: Phones) -> Phones:
+    """Expanded, and every user's number encrypted as the application and the backfill do it."""
+    keys, names = phones.keys, phones.names
+    rows = [
+        (envelope.encrypt(keys, names.associated_data(key), phone), envelope.blind_index(keys, phone), key)
+        for key, phone in phones.plaintexts().items()
+        if phone is not None
+    ]
+    with expanded(phones).admin() as connection, connection.cursor() as cursor:
+        cursor.executemany(
+            sql.SQL("UPDATE {relation} SET {ciphertext} = %s, {blind_index} = %s WHERE {key} = %s").format(
+                **names.identifiers
+            ),
+            rows,
+        )
+    return phones
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from payme_ops.migration.names import Names
 
 KEY_VARIABLE = "ENCRYPTION_KEY"
 VERSION = "v1"
-_NONCE_BYTES, _TAG_BYTES = 12, 16
+NONCE_BYTES, _TAG_BYTES = 12, 16
 _HEX_KEY = re.compile(r"[0-9a-f]{64}")
 _STORED = re.compile(rf"{VERSION}:([a-z0-9]{{1,16}}):([A-Za-z0-9_-]+)")
 _PUNCTUATION = str.maketrans("", "", " \t-().")  # named one by one: Python's and JavaScript's \s differ
@@ -47,6 +47,13 @@ class Keys:
     key_id: str
     aead: AESGCM = field(repr=False)
     index_key: bytes = field(repr=False)
+    secret: bytes = field(repr=False)  # what both are made of
+
+
+def derive(secret: bytes, *, key_id: str, names: Names) -> Keys:
+    """The keys that follow from the application's."""
+    info = f"{names.context}.{names.plaintext}.blind-index.{VERSION}".encode()
+    return Keys(key_id, AESGCM(secret), HKDF(SHA256(), 32, salt=None, info=info).derive(secret), secret)
 
 
 def load_keys(environment: Mapping[str, str], *, key_id: str, names: Names) -> Keys:
@@ -73,38 +80,45 @@ def load_keys(environment: Mapping[str, str], *, key_id: str, names: Names) -> K
             found=f"the same value in {', '.join(reused)}",
             remedy="make another secret for that",
         )
-    key = bytes.fromhex(given)
-    info = f"{names.context}.{names.plaintext}.blind-index.{VERSION}".encode()
-    return Keys(key_id, AESGCM(key), HKDF(SHA256(), 32, salt=None, info=info).derive(key))
+    return derive(bytes.fromhex(given), key_id=key_id, names=names)
 
 
 def encrypt(keys: Keys, associated_data: bytes, text: str) -> str:
     """The stored form of a text, which may be empty; another one each time."""
-    nonce = os.urandom(_NONCE_BYTES)
+    nonce = os.urandom(NONCE_BYTES)
     sealed = nonce + keys.aead.encrypt(nonce, text.encode(), associated_data)
     return f"{VERSION}:{keys.key_id}:{urlsafe_b64encode(sealed).rstrip(b'=').decode()}"
 
 
-def decrypt(keys: Keys, associated_data: bytes, stored: str) -> str:
-    """The text. Raises Undecryptable: malformed, another key id, or not sealed by this key for this row."""
+def parse(stored: str) -> tuple[str, bytes]:
+    """Key id, and what was sealed. Raises Undecryptable when the value is malformed."""
     found = _STORED.fullmatch(stored)
     if found is None:
         raise Undecryptable("a stored value is malformed", expected=f"{VERSION}:<key id>:<base64url>")
-    if found[1] != keys.key_id:
-        raise Undecryptable(
-            "a stored value is of another key", expected=f"key id {keys.key_id}", found=f"key id {found[1]}"
-        )
     try:
         sealed = urlsafe_b64decode(found[2] + "=" * (-len(found[2]) % 4))
-        if len(sealed) < _NONCE_BYTES + _TAG_BYTES:
-            raise Undecryptable("a stored value is malformed", expected="nonce and tag", found=f"{len(sealed)} bytes")
-        return keys.aead.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], associated_data).decode()
     except NotBase64:
         raise Undecryptable("a stored value is malformed", expected="base64url") from None
+    if len(sealed) < NONCE_BYTES + _TAG_BYTES:
+        raise Undecryptable("a stored value is malformed", expected="nonce and tag", found=f"{len(sealed)} bytes")
+    return found[1], sealed
+
+
+def decrypt(keys: Keys, associated_data: bytes, stored: str) -> str:
+    """The text. Raises Undecryptable: malformed, another key id, or not sealed by this key for this row."""
+    key_id, sealed = parse(stored)
+    if key_id != keys.key_id:
+        raise Undecryptable(
+            "a stored value is of another key", expected=f"key id {keys.key_id}", found=f"key id {key_id}"
+        )
+    try:
+        return keys.aead.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], associated_data).decode()
     except InvalidTag:
         raise Undecryptable(
             "a stored value does not open", expected="one sealed by this key for this row", found="another, or changed"
         ) from None
+    except UnicodeDecodeError:  # its own text would show what was decrypted
+        raise Undecryptable("a stored value is no text", expected="UTF-8") from None
 
 
 def blind_index(keys: Keys, text: str) -> bytes:

@@ -39,6 +39,11 @@ class Names:
         """What a ciphertext is bound to; the text is part of the format that docs/phone-encryption.md gives."""
         return f"{self.context}_{key}.{self.plaintext}".encode()
 
+    @property
+    def unbound_associated_data(self) -> bytes:
+        """What an application that encrypts before it knows the id binds to: any two such values can be swapped."""
+        return f"{self.context}_new.{self.plaintext}".encode()
+
     @cached_property
     def identifiers(self) -> dict[str, sql.Composable]:
         """For `statement`: quoted identifiers, and `state` for the schema of progress and control."""

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payme_ops.foundation import progress
-from payme_ops.foundation.progress import Progress, size
+from payme_ops.foundation.progress import Progress, rows, size
 
 
 class Clock:
@@ -72,6 +72,16 @@ def test_a_line_says_done_rate_share_and_what_is_left(clock: Clock) -> None:
     clock.now += 10
     progress_.add(25_000_000)
     assert lines == ["store: 25.0 MB in 10.0 s, 2.5 MB/s, [#####---------------] 25% of about 100.0 MB, 30 s left"]
+
+
+def test_rows_are_told_as_rows(clock: Clock) -> None:
+    lines: list[str] = []
+    progress_ = Progress("verify", total=4_000_000, report=lines.append, show=rows)
+    clock.now += 10
+    progress_.add(1_000_000)
+    assert lines == [
+        "verify: 1,000,000 rows in 10.0 s, 100,000 rows/s, [#####---------------] 25% of about 4,000,000 rows, 30 s left"
+    ]
 
 
 def test_without_a_total_or_beyond_it_there_is_no_share(clock: Clock) -> None:

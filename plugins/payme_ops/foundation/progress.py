@@ -10,16 +10,23 @@ _BAR = 20
 
 
 class Progress:
-    """Counts bytes and reports at most every five seconds. `total` may be an estimate or None."""
+    """Counts bytes, or rows, and reports at most every five seconds. `total` may be an estimate or None."""
 
-    def __init__(self, label: str, *, total: int | None = None, report: Report | None = None) -> None:
-        self._label, self._total = label, total
+    def __init__(
+        self,
+        label: str,
+        *,
+        total: int | None = None,
+        report: Report | None = None,
+        show: Callable[[int], str] | None = None,
+    ) -> None:
+        self._label, self._total, self._show = label, total, show or size
         self._report = report or logging.getLogger("payme_ops").info
         self._started = self._reported = time.monotonic()
         self.done = 0
 
     def add(self, count: int) -> None:
-        """Count `count` more bytes."""
+        """Count `count` more."""
         self.done += count
         now = time.monotonic()
         if now - self._reported >= _EVERY_SECONDS:
@@ -33,12 +40,12 @@ class Progress:
     def _line(self, now: float) -> str:
         elapsed = max(now - self._started, 0.001)
         rate = self.done / elapsed
-        line = f"{self._label}: {size(self.done)} in {elapsed:.1f} s, {size(int(rate))}/s"
+        line = f"{self._label}: {self._show(self.done)} in {elapsed:.1f} s, {self._show(int(rate))}/s"
         if self._total and self.done < self._total:
             share = self.done / self._total
             bar = f"[{'#' * round(share * _BAR):-<{_BAR}}]"
             left = (self._total - self.done) / max(rate, 1)
-            line += f", {bar} {share:.0%} of about {size(self._total)}, {left:.0f} s left"
+            line += f", {bar} {share:.0%} of about {self._show(self._total)}, {left:.0f} s left"
         return line
 
 
@@ -50,3 +57,8 @@ def size(count: int) -> str:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def rows(count: int) -> str:
+    """Rows for people: `1,200,000 rows`."""
+    return f"{count:,} rows"

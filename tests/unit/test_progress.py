@@ -80,7 +80,8 @@ def test_rows_are_told_as_rows(clock: Clock) -> None:
     clock.now += 10
     progress_.add(1_000_000)
     assert lines == [
-        "verify: 1,000,000 rows in 10.0 s, 100,000 rows/s, [#####---------------] 25% of about 4,000,000 rows, 30 s left"
+        "verify: 1,000,000 rows in 10.0 s, 100,000 rows/s, [#####---------------] 25% of about 4,000,000 rows,"
+        " 30 s left"
     ]
 
 

@@ -45,10 +45,24 @@ class Names:
         return f"{self.context}_new.{self.plaintext}".encode()
 
     @cached_property
+    def made(self) -> dict[str, str]:
+        """What the steps make beside the columns, by its name in the catalogues."""
+        stem = f"{self.table}_{self.plaintext}"
+        return {
+            "format_check": f"{stem}_format",
+            "complete_check": f"{stem}_complete",
+            "not_null_check": f"{stem}_not_null",  # only while NOT NULL is put back
+            "stale_trigger": f"{stem}_stale",
+            "stale_function": f"{stem}_stale",
+            "index": f"{self.table}_{self.blind_index}_idx",
+        }
+
+    @cached_property
     def identifiers(self) -> dict[str, sql.Composable]:
         """For `statement`: quoted identifiers, and `state` for the schema of progress and control."""
-        made = f"{self.table}_{self.plaintext}"
+        made = self.made
         return {
+            **{what: sql.Identifier(name) for what, name in made.items()},
             "relation": sql.Identifier(self.schema, self.table),
             "table": sql.Identifier(self.table),
             "base_relation": sql.Identifier(self.schema, self.base),
@@ -58,14 +72,15 @@ class Names:
             "plaintext": sql.Identifier(self.plaintext),
             "ciphertext": sql.Identifier(self.ciphertext),
             "blind_index": sql.Identifier(self.blind_index),
-            "format_check": sql.Identifier(f"{made}_format"),
-            "complete_check": sql.Identifier(f"{made}_complete"),
-            "stale_trigger": sql.Identifier(f"{made}_stale"),
-            "stale_function": sql.Identifier(self.schema, f"{made}_stale"),
-            "index": sql.Identifier(f"{self.table}_{self.blind_index}_idx"),
-            "index_relation": sql.Identifier(self.schema, f"{self.table}_{self.blind_index}_idx"),
+            "stale_function": sql.Identifier(self.schema, made["stale_function"]),
+            "index_relation": sql.Identifier(self.schema, made["index"]),
             "state": sql.Identifier(STATE_SCHEMA),
         }
+
+    @property
+    def title(self) -> str:
+        """The table as the rows of the state schema and messages have it: public.users."""
+        return f"{self.schema}.{self.table}"
 
 
 PHONE_NUMBER = Names()

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from payme_ops.migration import envelope
+from payme_ops.migration.desk import MigrationDesk
+from payme_ops.migration.names import PHONE_NUMBER
 from sandbox.payme_db.generate import CANARY_PHONE
 from tests.support.installation import Ended, Installation
 from tests.support.opening import archive, as_sql
@@ -17,9 +20,9 @@ def needles(installation: Installation) -> dict[str, bytes]:
     """What must be found nowhere, by name: the phone number, passwords, access keys, private keys."""
     world = installation.site.world
     found = {name: value for name, value in world.secrets.items() if value}
-    assert {"postgres.payme_db_read", "postgres.payme_db_restore", "postgres.payme_ops", "s3.payme_s3_write"} <= set(
-        found
-    )
+    known = {"postgres.payme_db_read", "postgres.payme_db_restore", "postgres.payme_db_migrate", "postgres.payme_ops"}
+    assert known | {"s3.payme_s3_write", "payme_api.encryption_key"} <= set(found)
+    assert world.env["ENCRYPTION_KEY"] == found["payme_api.encryption_key"], "set wherever the tests look"
     for name in ("recovery", "drill"):
         found[f"{name} identity"] = (world.root / "keys" / f"{name}.age-identity").read_text().split()[-1]
     found["signing key"] = (world.root / "keys" / "signing.pem").read_text().splitlines()[1]
@@ -125,7 +128,7 @@ def test_no_secret_where_every_user_of_the_machine_can_look(installation: Instal
     assert running.end().code == 0
 
 
-@pytest.mark.parametrize("kind", ["settings", "desk", "source", "bucket"])
+@pytest.mark.parametrize("kind", ["settings", "desk", "source", "bucket", "keys", "migration"])
 def test_no_secret_in_a_repr(installation: Installation, kind: str) -> None:
     """A debugger, a test or an error tracker prints locals."""
     desk = installation.desk
@@ -134,5 +137,12 @@ def test_no_secret_in_a_repr(installation: Installation, kind: str) -> None:
     desk = replace(
         desk, database=world.conninfo("payme_db_read", "payme"), ops=world.conninfo("payme_ops", "payme_ops")
     )
-    shown = {"settings": desk.settings, "desk": desk, "source": desk.source, "bucket": desk.bucket}[kind]
+    shown = {
+        "settings": desk.settings,
+        "desk": desk,
+        "source": desk.source,
+        "bucket": desk.bucket,
+        "keys": envelope.load_keys(world.env, key_id="k1", names=PHONE_NUMBER),
+        "migration": MigrationDesk(desk.settings, world.conninfo("payme_db_migrate", "payme"), desk.ops, "test"),
+    }[kind]
     require_absent("its repr", repr(shown).encode(), needles(installation))

@@ -59,8 +59,8 @@ def derive(secret: bytes, *, key_id: str, names: Names) -> Keys:
 def load_keys(environment: Mapping[str, str], *, key_id: str, names: Names) -> Keys:
     """The keys of ENCRYPTION_KEY, 64 lower-case hex digits.
 
-    Raises KeyRejected for anything else (Node's hex decoder would cut it short in silence), for a key all of one
-    digit, and for one that another secret of the same environment is, too.
+    Raises KeyRejected for anything else (Node's hex decoder would cut it short in silence), for a key that is a
+    pattern, and for one that another secret of the same environment is, too.
     """
     given = environment.get(KEY_VARIABLE, "")
     if not _HEX_KEY.fullmatch(given):
@@ -70,9 +70,12 @@ def load_keys(environment: Mapping[str, str], *, key_id: str, names: Names) -> K
             found=f"{len(given)} characters" if given else "none",
             remedy="give migration workers the application's own key, for example from `openssl rand -hex 32`",
         )
-    if len(set(given)) < 4:
+    repeats = given in (given + given)[1:-1]  # deadbeef eight times, 64 zeros
+    if repeats or len(set(given)) < 4:
         raise KeyRejected(f"{KEY_VARIABLE} is no random key", expected="32 random bytes", found="a pattern")
-    reused = sorted(name for name, value in environment.items() if value.lower() == given and name != KEY_VARIABLE)
+    reused = sorted(
+        name for name, value in environment.items() if value.strip().lower() == given and name != KEY_VARIABLE
+    )
     if reused:
         raise KeyRejected(
             f"{KEY_VARIABLE} is used for something else, too",
@@ -86,8 +89,8 @@ def load_keys(environment: Mapping[str, str], *, key_id: str, names: Names) -> K
 def encrypt(keys: Keys, associated_data: bytes, text: str) -> str:
     """The stored form of a text, which may be empty; another one each time."""
     nonce = os.urandom(NONCE_BYTES)
-    sealed = nonce + keys.aead.encrypt(nonce, text.encode(), associated_data)
-    return f"{VERSION}:{keys.key_id}:{urlsafe_b64encode(sealed).rstrip(b'=').decode()}"
+    sealed = nonce + keys.aead.encrypt(nonce, _utf8(text), associated_data)
+    return f"{VERSION}:{keys.key_id}:{_base64url(sealed)}"
 
 
 def parse(stored: str) -> tuple[str, bytes]:
@@ -99,6 +102,8 @@ def parse(stored: str) -> tuple[str, bytes]:
         sealed = urlsafe_b64decode(found[2] + "=" * (-len(found[2]) % 4))
     except NotBase64:
         raise Undecryptable("a stored value is malformed", expected="base64url") from None
+    if _base64url(sealed) != found[2]:  # decoders ignore the last character's spare bits: a change would go unseen
+        raise Undecryptable("a stored value is malformed", expected="base64url with no bit set after the last byte")
     if len(sealed) < NONCE_BYTES + _TAG_BYTES:
         raise Undecryptable("a stored value is malformed", expected="nonce and tag", found=f"{len(sealed)} bytes")
     return found[1], sealed
@@ -123,7 +128,7 @@ def decrypt(keys: Keys, associated_data: bytes, stored: str) -> str:
 
 def blind_index(keys: Keys, text: str) -> bytes:
     """32 bytes, equal for equal numbers."""
-    return hmac.digest(keys.index_key, normalise(text).encode(), "sha256")
+    return hmac.digest(keys.index_key, _utf8(normalise(text)), "sha256")
 
 
 def normalise(text: str) -> str:
@@ -136,3 +141,14 @@ def normalise(text: str) -> str:
         if found := pattern.fullmatch(plain):
             return prefix + found[1]
     return plain
+
+
+def _base64url(data: bytes) -> str:
+    return urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # it holds the text; and PostgreSQL has no such text
+        raise ValueError("half a surrogate pair is no text") from None

@@ -28,10 +28,23 @@ from payme_ops.migration.envelope import Keys
 from payme_ops.migration.names import PHONE_NUMBER
 from sandbox.payme_app import ledger
 from sandbox.payme_app.ledger import GONE, Ledger
-from sandbox.payme_app.versions import DELETE, NEXT_ID, TOUCH, VERSIONS, Version, is_right, number, parameters
+from sandbox.payme_app.versions import (
+    DELETE,
+    NEXT_ID,
+    SHARED,
+    SHARED_COUNT,
+    TOUCH,
+    VERSIONS,
+    Values,
+    Version,
+    is_right,
+    number,
+    parameters,
+)
 
 CONNINFO_VARIABLE = "PAYME_APP_CONNINFO"
-_NUMBERS = 250_000  # for each instance; 400 instances have some
+_NUMBERS = 250_000  # for each instance; 360 instances have some
+_SHARED_PER_SECOND = 20
 _MADE_KEPT = 10  # that many of its new users a connection keeps before it deletes the oldest
 _RETRY_SECONDS = 0.1
 _ADMIN_SHUTDOWN, _CONNECTION = "57P", "08"
@@ -75,6 +88,7 @@ class Worker(threading.Thread):
             self._change,
             self._touch,
             self._upsert_known,
+            self._upsert_at_once,
             self._find_given_up,
             self._change,
             self._read,
@@ -158,23 +172,23 @@ class Worker(threading.Thread):
         closed = self._connection is None or self._connection.closed
         return closed or (error.sqlstate or "").startswith((_ADMIN_SHUTDOWN, _CONNECTION))
 
-    def _execute(self, statement: bytes, values: dict[str, int | str | bytes] | None = None) -> psycopg.Cursor:
+    def _execute(self, statement: bytes, values: Values | None = None) -> psycopg.Cursor:
         assert self._connection is not None  # noqa: S101
         return self._connection.execute(statement, values, prepare=True)
 
     # What the application is asked for. Each is one request, and each of them is known by its value.
 
     def _create(self) -> None:
-        self._insert(self._version.create)
+        self._insert(lambda values: self._execute(self._version.create, values).fetchone())
 
     def _upsert_new(self) -> None:
-        self._insert(self._version.upsert)
+        self._insert(self._upsert)
 
-    def _insert(self, statement: bytes) -> None:
+    def _insert(self, insert: Callable[[Values], tuple[int] | None]) -> None:
         user, value = self._reserve(), next(self._numbers)
         with self._written(user, value):
-            answer = self._execute(statement, self._values(user, number(user, value))).fetchone()
-        made = int(answer[0]) if answer else user
+            answer = insert(self._values(user, number(user, value)))
+        made = answer[0] if answer else user
         if user not in (0, made):
             self._wrong("insert", user)
         self._book.done(made, value)
@@ -186,8 +200,21 @@ class Worker(threading.Thread):
         if (user := self._any()) is not None:
             # Bound to the id that a new user would have: the row that is there must not take it.
             values = self._values(self._reserve(), number(user, self._users[user]))
-            if self._execute(self._version.upsert, values).fetchone() != (user,):
+            if self._upsert(values) != (user,):
                 self._wrong("upsert", user)
+
+    def _upsert_at_once(self) -> None:
+        """The same new user logs in on other connections in this instant: all get one id."""
+        value = SHARED + int(time.monotonic() * _SHARED_PER_SECOND) % SHARED_COUNT
+        values = self._values(self._reserve(), number(0, value))
+        answer = self._upsert(values)
+        if answer is None or self._execute(self._version.find, values).fetchall() != [answer]:
+            self._wrong("upsert at once", 0)
+
+    def _upsert(self, values: Values) -> tuple[int] | None:
+        return self._execute(self._version.upsert, values).fetchone() or (
+            self._execute(self._version.log_in, values).fetchone()
+        )
 
     def _change(self) -> None:
         if (user := self._any()) is not None:
@@ -265,7 +292,7 @@ class Worker(threading.Thread):
         row = self._execute(NEXT_ID).fetchone()
         return int(row[0]) if row else 0
 
-    def _values(self, user: int, phone: str) -> dict[str, int | str | bytes]:
+    def _values(self, user: int, phone: str) -> Values:
         return parameters(self._version, self._keys, user, phone)
 
     def _any(self) -> int | None:

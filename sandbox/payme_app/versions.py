@@ -27,6 +27,8 @@ DELETE = b"DELETE FROM users WHERE id = %(id)s"
 _INSERT: LiteralString = (
     "INSERT INTO users (public_id, full_name, {columns}) VALUES (gen_random_uuid(), 'New Customer', {values})"
 )
+SHARED, SHARED_COUNT = 90_000_000, 10_000_000  # values that no instance has for itself
+Values = dict[str, int | str | bytes]
 _PREFIX, _DIGITS = "+2541", 8  # Kenyan mobiles, too, and none of sandbox.payme_db's
 
 
@@ -61,8 +63,19 @@ class Version:
 
     @cached_property
     def upsert(self) -> bytes:
-        """A new user, or a login of the one who has that number; answers the id."""
+        """A new user, or a login of the one who has that number. Answers the id, or nothing: then `log_in` does.
+
+        While two columns are unique no target can be named: of two first logins at the same instant, one would fail
+        on the other index (23505).
+        """
+        if {"plain", "index"} <= set(self.writes.values()):
+            return self._text(_INSERT + " ON CONFLICT DO NOTHING RETURNING id")
         return self._text(_INSERT + " ON CONFLICT ({finds}) DO UPDATE SET last_login_at = now() RETURNING id")
+
+    @cached_property
+    def log_in(self) -> bytes:
+        """A login of the one who has that number; answers the id."""
+        return self._text("UPDATE users SET last_login_at = now() WHERE {finds} = {found} RETURNING id")
 
     @cached_property
     def change(self) -> bytes:
@@ -118,9 +131,9 @@ def number(user: int, value: int) -> str:
     return generate.phone_number(user) if value == GENERATED else f"{_PREFIX}{value:0{_DIGITS}}"
 
 
-def parameters(version: Version, keys: Keys, user: int, phone: str) -> dict[str, int | str | bytes]:
+def parameters(version: Version, keys: Keys, user: int, phone: str) -> Values:
     """What the version's statements take for that user and number."""
-    taken: dict[str, int | str | bytes] = {"id": user, "plain": phone}
+    taken: Values = {"id": user, "plain": phone}
     if version.reserves_id:
         taken["sealed"] = envelope.encrypt(keys, PHONE_NUMBER.associated_data(user), phone)
         taken["index"] = envelope.blind_index(keys, phone)

@@ -1,8 +1,10 @@
 """The simulated application counts what a migration must not do: its own faults are planted here, one by one."""
 
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -10,7 +12,7 @@ import pytest
 
 from sandbox.payme_app import ledger
 from sandbox.payme_app.fleet import Fleet, Totals
-from sandbox.payme_app.versions import V1, V2, V3, V4, V5, VERSIONS, Version, number, parameters
+from sandbox.payme_app.versions import NEXT_ID, V1, V2, V3, V4, V5, VERSIONS, Version, number, parameters
 from sandbox.payme_db.generate import PHONE_PREFIX, SIZES
 from tests.support import phones as databases
 from tests.support.phones import Phones
@@ -218,3 +220,64 @@ def test_no_version_names_every_column(version: Version) -> None:
     texts = [version.create, version.upsert, version.change, version.read, version.read_locked, version.find]
     assert not any(b"*" in text for text in texts)
     assert all((b"phone_number_encrypted" in text) == (version in (V2, V3, V4)) for text in texts[:3])
+
+
+NAMES_A_TARGET = (
+    b"INSERT INTO users (public_id, full_name, phone_number, phone_number_encrypted, phone_number_bidx)"
+    b" VALUES (gen_random_uuid(), 'New Customer', %(plain)s, %(sealed)s, %(index)s)"
+    b" ON CONFLICT (phone_number_bidx) DO UPDATE SET last_login_at = now() RETURNING id"
+)
+
+
+@pytest.mark.parametrize(
+    ("statements", "fails"),
+    [
+        ([(V2.upsert, V2.log_in)] * 4, False),
+        ([(V2.upsert, V2.log_in), (V3.upsert, V3.log_in)] * 2, False),
+        ([(V3.upsert, V3.log_in)] * 4, False),
+        ([(NAMES_A_TARGET, V3.log_in)] * 4, True),
+    ],
+    ids=["v2", "v2 and v3", "v3", "a named target"],
+)
+def test_first_logins_at_the_same_instant(phones: Phones, statements: list[tuple[bytes, bytes]], fails: bool) -> None:
+    """While both columns are unique, ON CONFLICT with a target fails on the other index now and then."""
+    databases.encrypted(phones)
+    execute(phones, "CREATE UNIQUE INDEX ON users (phone_number_bidx)")
+    start, keys = threading.Barrier(len(statements)), phones.keys
+    refused: list[str | None] = []
+    ids: dict[int, set[int]] = defaultdict(set)
+
+    def log_in(upsert: bytes, known: bytes) -> None:
+        with phones.app() as connection:
+            for value in range(3000):
+                values = parameters(V3, keys, 0, number(0, value)) | next_id(connection)
+                start.wait()
+                try:
+                    answer = (
+                        connection.execute(upsert, values).fetchone() or connection.execute(known, values).fetchone()
+                    )
+                    ids[value].add(answer[0] if answer else 0)
+                except psycopg.errors.UniqueViolation as error:
+                    refused.append(error.diag.constraint_name)
+                if start.wait() == 0 and (refused if fails else value == 300):
+                    start.abort()
+
+    threads = [threading.Thread(target=ending, args=(log_in, *pair)) for pair in statements]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert bool(refused) == fails, refused
+    assert all(len(found) == 1 and 0 not in found for found in ids.values())
+
+
+def next_id(connection: psycopg.Connection) -> dict[str, int]:
+    row = connection.execute(NEXT_ID).fetchone()
+    assert row is not None
+    return {"id": row[0]}
+
+
+def ending(work: Callable[[bytes, bytes], None], *statements: bytes) -> None:
+    """Until the barrier is broken."""
+    with suppress(threading.BrokenBarrierError):
+        work(*statements)

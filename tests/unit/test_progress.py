@@ -85,6 +85,14 @@ def test_rows_are_told_as_rows(clock: Clock) -> None:
     ]
 
 
+def test_what_slows_it_is_told_with_the_line(clock: Clock) -> None:
+    lines: list[str] = []
+    progress_ = Progress("encrypt", report=lines.append, show=rows)
+    clock.now += 10
+    progress_.add(0, slowed="replica lag 6.0 s")
+    assert lines == ["encrypt: 0 rows in 10.0 s, 0 rows/s; slowed: replica lag 6.0 s"]
+
+
 def test_without_a_total_or_beyond_it_there_is_no_share(clock: Clock) -> None:
     lines: list[str] = []
     clock.now += 1

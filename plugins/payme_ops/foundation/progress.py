@@ -25,16 +25,17 @@ class Progress:
         self._started = self._reported = time.monotonic()
         self.done = 0
 
-    def add(self, count: int) -> None:
-        """Count `count` more."""
+    def add(self, count: int, *, slowed: str = "") -> None:
+        """Count `count` more; `slowed` says why it is slow, if it is."""
         self.done += count
         now = time.monotonic()
         if now - self._reported >= _EVERY_SECONDS:
             self._reported = now
-            self._report(self._line(now))
+            self._report(self._line(now) + (f"; slowed: {slowed}" if slowed else ""))
 
     def finish(self) -> None:
-        """Report the end."""
+        """Report the end; a total that was too large an estimate is no longer shown."""
+        self._total = None
         self._report(self._line(time.monotonic()))
 
     def _line(self, now: float) -> str:

@@ -202,6 +202,15 @@ class MigrationSettings(_Group):
         le=600,
         description="Seconds for which a change of a table is tried again, each try 0.2 s.",
     )
+    replica_lag_seconds: float = Field(
+        default=5.0, gt=0, description="Seconds a replica may be behind before the backfill waits for it."
+    )
+    wal_bytes_per_second: int = Field(
+        default=100_000_000, ge=1_000_000, description="WAL of the whole server above which the backfill waits."
+    )
+    canary_p99_ms: int = Field(
+        default=250, ge=1, description="Milliseconds that one read by key may take (p99) before the backfill waits."
+    )
 
 
 class Settings(BaseSettings):

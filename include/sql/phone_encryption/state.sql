@@ -1,0 +1,33 @@
+-- What the steps remember, in the target database, so that it commits with the rows it speaks of. The schema belongs to
+-- the table's owner. Made by whoever needs it first. Locks nothing of the application's.
+-- IF NOT EXISTS does not wait for another that is just making the same: one at a time, until this transaction ends.
+SELECT pg_advisory_xact_lock(hashtextextended('payme_migration', 0));
+
+CREATE SCHEMA IF NOT EXISTS {state};
+
+-- The backfill's cursors: one row for each range of each pass.
+CREATE TABLE IF NOT EXISTS {state}.progress (
+    subject text NOT NULL,                       -- public.users.phone_number
+    work text NOT NULL CHECK (work IN ('encrypt', 'decrypt')),
+    pass_number integer NOT NULL,
+    low bigint NOT NULL,                         -- exclusive
+    high bigint NOT NULL,                        -- inclusive
+    done_to bigint NOT NULL,                     -- the cursor: rows up to this key have been looked at
+    rows bigint NOT NULL DEFAULT 0,              -- found to need a write
+    written bigint NOT NULL DEFAULT 0,
+    refused bigint NOT NULL DEFAULT 0,           -- changed, or locked by others, between read and write
+    faults bigint NOT NULL DEFAULT 0,            -- cannot be decrypted
+    faulty bigint[] NOT NULL DEFAULT '{{}}',       -- the first ids of those
+    began_at timestamptz NOT NULL DEFAULT now(),
+    ended_at timestamptz,
+    PRIMARY KEY (subject, work, pass_number, low, high)
+);
+
+-- What a person said to the backfill, read before every batch. No row: it may run.
+CREATE TABLE IF NOT EXISTS {state}.control (
+    subject text PRIMARY KEY,
+    word text NOT NULL CHECK (word IN ('run', 'pause', 'abort')),
+    reason text NOT NULL,
+    said_by text NOT NULL,
+    said_at timestamptz NOT NULL DEFAULT now()
+);

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 from botocore.config import Config
+from botocore.retries.standard import ExponentialBackoff
 
 from payme_ops.backup import catalogue, preflight, run
 from payme_ops.backup import restore as restoring
@@ -116,6 +117,8 @@ class Installation:
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("PYTHONPATH", str(PROJECT / "plugins"))
         monkeypatch.setenv("COLUMNS", "200")
+        # How long botocore waits before it asks a throttling store again is not what is tested.
+        monkeypatch.setitem(ExponentialBackoff._DEFAULT_BACKOFF_CONFIG, "throttling_base_scale", 0.02)
         self.set("BACKUP__BUCKET", self.bucket_name)
         self.set("BACKUP__COPY_BUCKET", self.copies_name)
         self._newest = utc_now() - timedelta(seconds=1)

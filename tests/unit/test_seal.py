@@ -177,7 +177,11 @@ def test_digest_writer_counts_and_hashes_what_passes(chunks: list[bytes]) -> Non
     assert writer.sha256 == hashlib.sha256(b"".join(chunks)).hexdigest()
 
 
-@pytest.mark.parametrize("text", ["", "age1", RECIPIENTS["drill"][:-1], RECIPIENTS["drill"].upper() + "q", str(DRILL)])
+@pytest.mark.parametrize(
+    "text",
+    ["", "age1", RECIPIENTS["drill"][:-1], RECIPIENTS["drill"].upper() + "q", str(DRILL)],
+    ids=["nothing", "beginning", "cut", "too long", "identity"],  # keys are others each time
+)
 def test_a_recipient_that_does_not_parse_is_named_and_not_shown(text: str) -> None:
     with pytest.raises(SettingsError, match="the drill recipient") as caught:
         parse_recipient("drill", text)

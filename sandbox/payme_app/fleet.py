@@ -4,8 +4,9 @@ import itertools
 import os
 import subprocess
 import sys
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
@@ -19,7 +20,7 @@ from payme_ops.migration import envelope
 from payme_ops.migration.names import PHONE_NUMBER
 from sandbox.payme_app import ledger
 from sandbox.payme_app.instance import CONNINFO_VARIABLE
-from sandbox.payme_app.ledger import GENERATED, GONE, Kept
+from sandbox.payme_app.ledger import GENERATED, GONE, Event, Kept
 from sandbox.payme_app.versions import Version, is_right
 from sandbox.postgres import PROJECT
 from sandbox.supervisor import SandboxError
@@ -35,6 +36,33 @@ class Totals:
     wrong_reads: int
     disconnects: int
     what: Mapping[str, int]  # version, request and SQLSTATE or user of what went wrong, and how often
+
+
+@dataclass(frozen=True)
+class Account:
+    """All that was written down so far, by time (monotonic clock)."""
+
+    took: Sequence[tuple[float, float]]
+    written: Sequence[float]
+    events: Sequence[Event]
+
+    def totals(self, since: float = 0.0, until: float = inf) -> Totals:
+        """Of what ended in that time."""
+        events = [event for event in self.events if since <= event.time < until]
+        kinds = Counter(event.kind for event in events)
+        return Totals(
+            requests=len(self.latencies(since, until)),
+            acknowledged_writes=bisect_left(self.written, until) - bisect_left(self.written, since),
+            failed_queries=kinds["failed"],
+            wrong_reads=kinds["wrong"],
+            disconnects=kinds["disconnect"],
+            what=Counter(f"{event.kind} {event.what}" for event in events),
+        )
+
+    def latencies(self, since: float = 0.0, until: float = inf) -> list[float]:
+        """Milliseconds of the requests that ended in that time, sorted."""
+        first, last = bisect_left(self.took, (since, 0.0)), bisect_left(self.took, (until, 0.0))
+        return sorted(took for _, took in self.took[first:last])
 
 
 class Instance:
@@ -156,22 +184,13 @@ class Fleet:
             instance.end()
         self.running.clear()
 
-    def totals(self, since: float = 0.0, until: float = inf) -> Totals:
-        """Of what ended in that time (monotonic clock). Requests are complete only while still, or stopped."""
-        events = [event for event in ledger.events(self.folder) if since <= event.time < until]
-        kinds = Counter(event.kind for event in events)
-        return Totals(
-            requests=len(self.latencies(since, until)),
-            acknowledged_writes=sum(since <= at < until for at, _, _ in ledger.writes(self.folder)),
-            failed_queries=kinds["failed"],
-            wrong_reads=kinds["wrong"],
-            disconnects=kinds["disconnect"],
-            what=Counter(f"{event.kind} {event.what}" for event in events),
+    def account(self) -> Account:
+        """What the instances have written down; whole only while they are still, or stopped."""
+        return Account(
+            took=ledger.took(self.folder),
+            written=[at for at, _, _ in ledger.writes(self.folder)],
+            events=ledger.events(self.folder),
         )
-
-    def latencies(self, since: float = 0.0, until: float = inf) -> list[float]:
-        """Milliseconds of the requests that ended in that time, sorted."""
-        return sorted(took for at, took in ledger.took(self.folder) if since <= at < until)
 
     def lost_writes(self, conninfo: str, version: Version, *, untouched: bool = False) -> list[int]:
         """Users whose acknowledged value is not in the database as `version` reads it. Call it while still, or stopped.

@@ -70,7 +70,7 @@ def after(fleet: Fleet, requests: int) -> Totals:
 
     def totals() -> Totals:
         with fleet.still():
-            return fleet.totals(begun)
+            return fleet.account().totals(begun)
 
     eventually(lambda: (so_far := totals()).requests + so_far.failed_queries >= requests, f"{requests} requests")
     return totals()
@@ -104,7 +104,8 @@ def test_every_version_works_on_its_schema_and_beside_the_one_before(phones: Pho
             with fleet.still():
                 assert fleet.lost_writes(phones.conninfo("payme_owner"), version, untouched=True) == []
         fleet.stop()
-        assert mishaps(fleet.totals()) == (0, 0, 0), fleet.totals().what
+        everything = fleet.account().totals()
+        assert mishaps(everything) == (0, 0, 0), everything.what
 
 
 def fill(phones: Phones, fleet: Fleet) -> None:
@@ -164,7 +165,7 @@ def test_a_cut_connection_is_counted_apart_and_its_last_write_may_be_either(phon
             execute(phones, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'payme_app'")
         after(fleet, 50)
         fleet.stop()
-        totals = fleet.totals(begun)
+        totals = fleet.account().totals(begun)
         assert totals.disconnects >= 5
         assert (totals.failed_queries, totals.wrong_reads) == (0, 0), totals.what
         assert fleet.lost_writes(phones.conninfo("payme_owner"), V1, untouched=True) == []

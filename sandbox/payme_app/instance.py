@@ -59,11 +59,10 @@ class Identity:
     keys: Keys
 
 
-class Worker(threading.Thread):
+class Worker:
     """One connection and its users. It sends a request, waits for the answer, sends the next."""
 
     def __init__(self, identity: Identity, book: Ledger, numbers: Iterator[int], pause: float) -> None:
-        super().__init__(daemon=True)
         self._identity, self._book, self._numbers, self._pause = identity, book, numbers, pause
         self._version, self._keys = identity.version, identity.keys
         self._random = random.Random(next(numbers))  # noqa: S311  # which user is next
@@ -96,6 +95,8 @@ class Worker(threading.Thread):
             self._delete,
         ]
         self._go.set()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def hold(self) -> None:
         """Return between two requests; none is sent until `release`."""
@@ -111,12 +112,12 @@ class Worker(threading.Thread):
     def drain(self) -> dict[int, int]:
         """End after the request under way; the users and their values."""
         self._ending = True
-        self.join()
+        self._thread.join()
         self._adopt()
         self._book.flush()
         return {user: value for user, value in self._users.items() if user not in self._doubtful}
 
-    def run(self) -> None:
+    def _run(self) -> None:
         due = time.monotonic()
         for work in itertools.cycle(self._work):
             self._go.wait()
@@ -341,8 +342,6 @@ def main() -> int:
         for which in range(count)
     ]
     for worker in workers:
-        worker.start()
-    for worker in workers:
         worker.connected.wait()
     _say("ready")
     for line in sys.stdin:
@@ -360,7 +359,7 @@ def main() -> int:
             _say("drained")
             return 0
         _say("done")
-    return 0
+    os._exit(1)  # in the middle of a request, as a crash would
 
 
 def _say(line: str) -> None:

@@ -13,7 +13,7 @@ from payme_ops.foundation import settings
 from payme_ops.migration import envelope
 from payme_ops.migration.desk import MigrationDesk
 from payme_ops.migration.envelope import Keys
-from payme_ops.migration.names import PHONE_NUMBER
+from payme_ops.migration.names import PHONE_NUMBER, statement
 from sandbox.payme_db.generate import DATABASE
 from tests.support.site import Site
 
@@ -34,23 +34,6 @@ ODD: Sequence[str | None] = (
     "é",
     "e\u0301",
 )
-
-_EXPAND = """
-SET ROLE payme_owner;
-ALTER TABLE {relation} ADD COLUMN {ciphertext} text, ADD COLUMN {blind_index} bytea;
-ALTER TABLE {relation} ADD CONSTRAINT {format_check} CHECK ({ciphertext} ~ '^v[0-9]+:') NOT VALID;
-CREATE FUNCTION {stale_function}() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    IF NEW.{plaintext} IS DISTINCT FROM OLD.{plaintext} AND NEW.{ciphertext} IS NOT DISTINCT FROM OLD.{ciphertext} THEN
-        NEW.{ciphertext} := NULL;
-        NEW.{blind_index} := NULL;
-    END IF;
-    RETURN NEW;
-END $$;
-CREATE TRIGGER {stale_trigger} BEFORE UPDATE OF {plaintext} ON {relation}
-    FOR EACH ROW EXECUTE FUNCTION {stale_function}();
-RESET ROLE;
-"""
 
 
 class Phones:
@@ -127,19 +110,25 @@ class Phones:
 def expanded(phones: Phones) -> Phones:
     """With the columns, check and trigger of the first step, and nothing in the columns."""
     with phones.admin() as connection:
-        connection.execute(sql.SQL(_EXPAND).format(**phones.names.identifiers))
+        connection.execute("SET ROLE payme_owner")
+        connection.execute(statement(phones.names, "1_expand.sql"))
     return phones
 
 
 def encrypted(phones: Phones) -> Phones:
-    """Expanded, and every user's number encrypted as the application and the backfill do it."""
+    """Expanded, and every user's number encrypted."""
+    return fill(expanded(phones))
+
+
+def fill(phones: Phones) -> Phones:
+    """Encrypt every user's number as the application and the backfill do it."""
     keys, names = phones.keys, phones.names
     rows = [
         (envelope.encrypt(keys, names.associated_data(key), phone), envelope.blind_index(keys, phone), key)
         for key, phone in phones.plaintexts().items()
         if phone is not None
     ]
-    with expanded(phones).admin() as connection, connection.cursor() as cursor:
+    with phones.admin() as connection, connection.cursor() as cursor:
         cursor.executemany(
             sql.SQL("UPDATE {relation} SET {ciphertext} = %s, {blind_index} = %s WHERE {key} = %s").format(
                 **names.identifiers

@@ -1,7 +1,7 @@
 # `make` alone prints what there is. Everything works as root and as an ordinary user; nothing is installed outside
 # this folder.
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo tour test test-long test-unit lint types bench drill clean
+.PHONY: help setup lock demo tour test test-long test-unit lint types bench drill zero-downtime clean
 python := .venv/bin/python
 
 # make demo ARGS=--once · make tour STEP=1 · make bench SCALE=full · make setup PYTHON=python3.12
@@ -12,7 +12,7 @@ export PYTHON
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target text; do \
-		printf '  make %-10s %s\n' "$$target" "$$text"; done
+		printf '  make %-14s %s\n' "$$target" "$$text"; done
 
 setup:  ## make .venv from the lock (quick when it is up to date)
 	@scripts/setup
@@ -23,8 +23,9 @@ demo: setup  ## PayMe's world and Airflow on this machine; runs the daily backup
 tour: setup  ## one step of docs/tour.md: make tour STEP=1
 	@$(python) -m sandbox tour $(STEP)
 
+# Two at once: they mostly wait. Not more, since each has servers of its own. A file's tests stay together.
 test: setup  ## the tests, under 15 minutes
-	$(python) -m pytest -m "not long" $(ARGS)
+	$(python) -m pytest -m "not long" -n 2 --dist loadfile $(ARGS)
 
 test-long: setup  ## the rest: whole DAGs in a real Airflow, every mutant of the drill
 	$(python) -m pytest -m long $(ARGS)
@@ -44,6 +45,9 @@ bench: setup  ## against the old script and the limit: make bench SCALE=small|fu
 
 drill: setup  ## the restore test's mutation score: planted defects caught, false alarms
 	$(python) -m bench.drill
+
+zero-downtime: setup  ## the migration and its way back under traffic: failed, wrong, lost (15 minutes)
+	$(python) -m bench.zero_downtime
 
 lock:  ## requirements*.in -> requirements*.txt, with hashes, for every platform (needs uv)
 	@scripts/lock $(ARGS)

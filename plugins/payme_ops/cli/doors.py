@@ -45,4 +45,4 @@ def run_name() -> str:
 
 def report(line: str) -> None:
     """Progress, on stderr."""
-    err.print(line, markup=False)
+    err.print(line, markup=False, soft_wrap=True)

@@ -21,7 +21,13 @@ from tests.support.waiting import eventually
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-SETTINGS = {**postgres.TEST_SETTINGS, "log_statement": "none", "log_lock_waits": "on", "deadlock_timeout": "300ms"}
+SETTINGS = {
+    **postgres.TEST_SETTINGS,
+    "log_statement": "none",
+    "log_lock_waits": "on",
+    "deadlock_timeout": "300ms",
+    "max_prepared_transactions": "2",
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,197 @@
+"""The fleet gate passes only when every session of the application says a version that is new enough."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from threading import Thread
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from payme_ops.foundation.errors import SettingsError
+from payme_ops.foundation.evidence import Finding, Verdict, passed, run_check
+from payme_ops.migration import fleet
+from payme_ops.migration.fleet import parse_version
+from tests.support.phones import Phones
+from tests.support.waiting import eventually
+
+NEW, OLD = "payme-api/2.5.0", "payme-api/2.4.0"
+
+
+@contextmanager
+def connected(phones: Phones, *programs: str) -> Iterator[list[psycopg.Connection]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(phones.app(program)) for program in programs]
+
+
+def measured(phones: Phones, at_least: str = "2.5.0") -> tuple[Verdict, object]:
+    finding = fleet.measure(phones.desk, at_least)
+    return finding.verdict, finding.measured
+
+
+def test_new_versions_pass_and_one_old_session_blocks(phones: Phones) -> None:
+    with connected(phones, NEW, NEW, "payme-api/2.6.0"):
+        assert measured(phones) == (Verdict.PASS, {"new": {NEW: 2, "payme-api/2.6.0": 1}})
+        with connected(phones, OLD) as (session,):
+            found = fleet.measure(phones.desk, "2.5.0")
+            assert (found.verdict, found.measured["old"]) == (Verdict.FAIL, {OLD: 1})
+            assert OLD in found.remedy
+            session.autocommit = False
+            session.execute("SELECT 1")  # idle in a transaction, it may still write
+            assert measured(phones)[0] is Verdict.FAIL
+        assert measured(phones)[0] is Verdict.PASS
+        assert measured(phones, "2.6.0")[0] is Verdict.FAIL
+        assert measured(phones, "2.5.1-rc.1")[0] is Verdict.FAIL
+        check = fleet.check(phones.desk, "2.5.0")
+        assert run_check(check, actor="test").verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    ("program", "shown"),
+    [
+        ("", "(no name)"),
+        ("pgbouncer", "pgbouncer"),
+        ("payme-api", "payme-api"),
+        ("payme-api/2.5", "payme-api/2.5"),
+        ("payme-api/2.5.0 ", "payme-api/2.5.0 "),
+        ("PAYME-API/2.5.0", "PAYME-API/2.5.0"),
+        ("psql +254700999888", "psql [phone]"),
+    ],
+)
+def test_a_name_that_says_no_version_is_inconclusive(phones: Phones, program: str, shown: str) -> None:
+    with connected(phones, NEW, program):
+        verdict, found = measured(phones)
+        assert verdict is Verdict.INCONCLUSIVE
+        assert found == {"new": {NEW: 1}, "unknown": {shown: 1}}
+
+
+def test_nobody_connected_and_hidden_sessions_are_inconclusive(phones: Phones) -> None:
+    assert measured(phones) == (Verdict.INCONCLUSIVE, "nobody is connected")
+    with connected(phones, OLD), phones.admin() as admin:
+        admin.execute("REVOKE pg_monitor FROM payme_db_migrate")
+        try:
+            assert measured(phones) == (Verdict.INCONCLUSIVE, "programs of other roles are hidden")
+        finally:
+            admin.execute("GRANT pg_monitor TO payme_db_migrate")
+
+
+@contextmanager
+def stranger(phones: Phones) -> Iterator[str]:
+    """A role that is connected as `importer`; its name."""
+    role, password = "phones_stranger", "stranger"
+    with phones.admin() as admin:
+        admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), sql.Literal(password)))
+        database = sql.Identifier(phones.name)
+        admin.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database, sql.Identifier(role)))
+        try:
+            conninfo = phones.site.cluster.conninfo(phones.name, role, password)
+            with psycopg.connect(conninfo, application_name="importer"):
+                yield role
+        finally:
+            admin.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(role)))
+
+
+def test_other_databases_our_own_sessions_and_readers_do_not_count(phones: Phones) -> None:
+    elsewhere = make_conninfo(phones.site.world.conninfo("payme_app", "payme"), application_name=OLD)
+    with (
+        connected(phones, NEW, "payme_ops:migration:canary"),
+        psycopg.connect(elsewhere),
+        psycopg.connect(phones.conninfo("payme_db_migrate")),
+        psycopg.connect(phones.conninfo("payme_owner"), application_name="psql"),
+        stranger(phones) as role,
+        phones.admin() as admin,
+    ):
+        admin.execute(f"GRANT SELECT, DELETE ON users TO {role}")
+        assert measured(phones) == (Verdict.PASS, {"new": {NEW: 1}})
+
+
+@pytest.mark.parametrize("grant", ["UPDATE (phone_number)", "INSERT"])
+def test_sessions_of_other_roles_that_may_write_are_inconclusive(phones: Phones, grant: str) -> None:
+    with connected(phones, NEW), stranger(phones) as role, phones.admin() as admin:
+        admin.execute(f"GRANT {grant} ON users TO {role}")
+        found = {"new": {NEW: 1}, "others": {f"{role}: importer": 1}}
+        assert measured(phones) == (Verdict.INCONCLUSIVE, found)
+        admin.execute(f"REVOKE {grant} ON users FROM {role}; GRANT payme_app TO {role}")  # as a member it may, too
+        assert measured(phones) == (Verdict.INCONCLUSIVE, found)
+
+
+def test_a_parallel_worker_is_not_another_session(phones: Phones) -> None:
+    def work() -> None:
+        with suppress(psycopg.errors.QueryCanceled):
+            app.execute("SELECT count(*) FROM users WHERE pg_sleep(0.02) IS NOT NULL")
+
+    with connected(phones, NEW) as (app,), phones.admin() as admin:
+        admin.execute("ALTER TABLE users SET (parallel_workers = 2)")
+        for setting in ("parallel_setup_cost", "parallel_tuple_cost", "min_parallel_table_scan_size"):
+            app.execute(f"SET {setting} = 0")
+        thread = Thread(target=work)
+        thread.start()
+        try:
+            workers = "SELECT FROM pg_stat_activity WHERE backend_type = 'parallel worker'"
+            eventually(lambda: admin.execute(workers).rowcount, "a parallel worker")
+            assert measured(phones) == (Verdict.PASS, {"new": {NEW: 1}})
+            assert admin.execute(workers).rowcount
+        finally:
+            app.cancel_safe()
+            thread.join()
+
+
+def test_a_prepared_transaction_of_the_application_is_inconclusive(phones: Phones) -> None:
+    with connected(phones, NEW, OLD) as (new, old):
+        old.execute("BEGIN; UPDATE users SET full_name = full_name WHERE id = 1; PREPARE TRANSACTION 'left'")
+        old.close()
+        try:
+            assert measured(phones) == (Verdict.INCONCLUSIVE, {"new": {NEW: 1}, "prepared_transactions": 1})
+        finally:
+            new.execute("ROLLBACK PREPARED 'left'")
+
+
+def test_a_wanted_version_that_is_none_is_refused(phones: Phones) -> None:
+    with pytest.raises(SettingsError, match=r"2\.5"):
+        fleet.measure(phones.desk, "2.5")
+
+
+def test_one_good_look_is_not_enough_and_one_bad_look_is() -> None:
+    good, old = passed({"new": {NEW: 1}}), Finding(Verdict.FAIL, {"old": {OLD: 1}})
+    unknown = Finding(Verdict.INCONCLUSIVE, {"unknown": {"pgbouncer": 1}})
+    enough = [good] * fleet.OBSERVATIONS
+    assert fleet.settled([]).verdict is Verdict.INCONCLUSIVE
+    assert fleet.settled(enough[1:]).verdict is Verdict.INCONCLUSIVE
+    assert fleet.settled(enough).verdict is Verdict.PASS
+    assert fleet.settled([*enough, unknown]) is unknown
+    assert fleet.settled([unknown, *enough, old]) is old
+
+
+# Precedence as semver.org gives it.
+ORDER = (
+    "1.0.0-alpha 1.0.0-alpha.1 1.0.0-alpha.beta 1.0.0-beta 1.0.0-beta.2 1.0.0-beta.11 1.0.0-rc.1 1.0.0"
+    " 1.0.1 1.1.0 2.0.0"
+)
+
+
+def test_versions_are_ordered_as_semver_says() -> None:
+    versions = [parse_version(text) for text in ORDER.split()]
+    assert all(versions)
+    assert versions == sorted(versions, key=lambda version: version or (0, 0, 0, False, ()))
+    assert len(set(versions)) == len(versions)
+    assert parse_version("2.5.0+build.7") == parse_version("2.5.0")
+
+
+NUMBERS = st.tuples(*[st.integers(0, 10**9 - 1)] * 3)
+
+
+@given(NUMBERS, NUMBERS)
+def test_numbers_are_compared_as_numbers(one: tuple[int, int, int], other: tuple[int, int, int]) -> None:
+    first, second = (parse_version("{}.{}.{}".format(*numbers)) for numbers in (one, other))
+    assert first is not None
+    assert second is not None
+    assert (first < second) == (one < other)
+
+
+@given(st.text(max_size=20))
+def test_any_other_text_is_no_version(text: str) -> None:
+    version = parse_version(text)
+    assert version is None or text.split("+")[0].split("-")[0] == "{}.{}.{}".format(*version[:3])

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
+from functools import cached_property, partial
+from itertools import compress, pairwise
 from typing import Any
 
 import psycopg
@@ -67,6 +67,16 @@ class _Range:
             "high": self.high,
         }
 
+    @cached_property
+    def read(self) -> bytes:
+        """The statement that reads a batch."""
+        return statement(self.names, _READ[self.work]).as_bytes(None)
+
+    @cached_property
+    def write(self) -> bytes:
+        """The statement that writes one."""
+        return statement(self.names, _WRITE[self.work]).as_bytes(None)
+
     def __str__(self) -> str:
         return f"{self.work} {self.names.title} {self.low:,} to {self.high:,}, pass {self.pass_number}"
 
@@ -75,6 +85,7 @@ class _Range:
 class _Batch:
     """Rows ready to be written: columns of the same length by their name in the statement."""
 
+    first: int
     done_to: int
     looked_at: int
     columns: dict[str, list[Any]]
@@ -307,12 +318,12 @@ def _wait(
 
 def _read(reader: psycopg.Connection, part: _Range, prepare: _Prepare, after: int, size: int) -> _Batch | None:
     values = {"after": after, "high": part.high, "size": size}
-    with reader.cursor(binary=True) as cursor:
-        found = cursor.execute(statement(part.names, _READ[part.work]), values, prepare=True).fetchall()
+    with _lock_budget(part), reader.cursor(binary=True) as cursor:
+        found = cursor.execute(part.read, values, prepare=True).fetchall()
     if not found:
         return None
     columns, faulty = prepare(found)
-    return _Batch(found[-1][0], len(found), columns, faulty)
+    return _Batch(found[0][0], found[-1][0], len(found), columns, faulty)
 
 
 def _write(writer: psycopg.Connection, part: _Range, batch: _Batch, budget_seconds: int) -> None:
@@ -324,23 +335,25 @@ def _write(writer: psycopg.Connection, part: _Range, batch: _Batch, budget_secon
 
 def _write_free(writer: psycopg.Connection, part: _Range, batch: _Batch, budget_seconds: int) -> None:
     """Write the rows that nobody else has locked."""
+    with _lock_budget(part), writer.transaction():
+        # Holding nothing, it may wait as long for a change of the table, and waits for no row.
+        writer.execute(f"SET LOCAL lock_timeout = '{budget_seconds}s'")
+        query = statement(part.names, "3_lock_free.sql")
+        free = {row[0] for row in writer.execute(query, {"key": batch.columns["key"]})}
+        writer.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+        chosen = [key in free for key in batch.columns["key"]]
+        columns = {name: list(compress(column, chosen)) for name, column in batch.columns.items()}
+        _set(writer, part, batch, columns)
+
+
+@contextmanager
+def _lock_budget(part: _Range) -> Iterator[None]:
     try:
-        with writer.transaction():
-            # Holding nothing, it may wait as long for a change of the table, and waits for no row.
-            writer.execute(f"SET LOCAL lock_timeout = '{budget_seconds}s'")
-            query = statement(part.names, "3_lock_free.sql")
-            free = {row[0] for row in writer.execute(query, {"key": batch.columns["key"]})}
-            writer.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
-            chosen = [key in free for key in batch.columns["key"]]
-            columns = {
-                name: [value for value, is_free in zip(column, chosen, strict=True) if is_free]
-                for name, column in batch.columns.items()
-            }
-            _set(writer, part, batch, columns)
+        yield
     except psycopg.errors.LockNotAvailable:
         raise LockBudgetSpent(
             f"{part} did not get its locks",
-            expected=f"the table free for writes within {budget_seconds} s",
+            expected="a table that can be read and written within the lock budget",
             found="a change of the table, or an unfinished write of the same number",
             remedy="run it again: it goes on where it was",
         ) from None
@@ -350,12 +363,13 @@ def _set(writer: psycopg.Connection, part: _Range, batch: _Batch, columns: dict[
     values = {
         **part.values,
         **columns,
+        "first": batch.first,
         "done_to": batch.done_to,
         "rows": len(batch.columns["key"]),
         "faults": len(batch.faulty),
         "faulty": batch.faulty[:_IDS_NAMED],
     }
-    if not writer.execute(statement(part.names, _WRITE[part.work]), values, prepare=True).rowcount:
+    if not writer.execute(part.write, values, prepare=True).rowcount:
         raise NotFound(
             f"{part} has lost its cursor",
             expected="its row in the progress table",
@@ -383,8 +397,7 @@ def _writing(desk: MigrationDesk, part: _Range) -> Iterator[psycopg.Connection]:
     """The session that writes. It has the range for itself: a killed task's may still be ending."""
     with session(desk, "backfill") as connection:
         _silence(connection, desk.names)
-        connection.execute("SET row_security = off")  # a policy that hides rows is an error
-        connection.execute("SET plan_cache_mode = force_generic_plan")  # by the primary key, whatever it guesses
+        _set_up(connection)
         connection.execute(f"SET lock_timeout = '{_ALONE_TIMEOUT}'")
         try:
             connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [f"payme_migration {part}"])
@@ -403,10 +416,14 @@ def _writing(desk: MigrationDesk, part: _Range) -> Iterator[psycopg.Connection]:
 def _reading(desk: MigrationDesk) -> Iterator[psycopg.Connection]:
     """The session that reads ahead."""
     with session(desk, "backfill:read") as connection:
-        connection.execute("SET row_security = off")
-        connection.execute("SET plan_cache_mode = force_custom_plan")  # a range of keys, not a guess of one
+        _set_up(connection)
         connection.execute(f"SET lock_timeout = '{desk.settings.migration.lock_budget_seconds}s'")
         yield connection
+
+
+def _set_up(connection: psycopg.Connection) -> None:
+    connection.execute("SET row_security = off")  # a policy that hides rows is an error
+    connection.execute("SET plan_cache_mode = force_custom_plan")  # for this very range of keys, not for any
 
 
 def _silence(connection: psycopg.Connection, names: Names) -> list[str]:

@@ -136,6 +136,8 @@ def normalise(text: str) -> str:
 
     Kenyan numbers may come as 0…, 254… or 00254…; the rules are in docs/phone-encryption.md, too.
     """
+    if text[:1] == "+" and text[1:].isdigit():  # most are: nothing below changes them
+        return text
     plain = text.translate(_PUNCTUATION)
     for pattern, prefix in ((_NATIONAL, "+254"), (_WITHOUT_PLUS, "+254"), (_WITH_00, "+")):
         if found := pattern.fullmatch(plain):

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import psycopg
@@ -91,7 +91,8 @@ class Meter:
     def canary(self, key: int) -> None:
         """Read one row and keep how long it took. Raises DatabaseUnavailable, DatabaseError."""
         began = time.perf_counter()
-        with speaking("read one row"):
+        # A table that cannot be read at all is a slow one.
+        with speaking("read one row"), suppress(psycopg.errors.LockNotAvailable):
             self.connection.execute(statement(self.desk.names, "3_canary.sql"), [key]).fetchone()
         self.canaries.append(time.perf_counter() - began)
 
@@ -156,6 +157,8 @@ class Throttle:
 def watching(desk: MigrationDesk, low: int, high: int) -> Iterator[Throttle]:
     """A throttle for the block, with its first reading. Raises DatabaseUnavailable, DatabaseError."""
     with session(desk, "watch") as connection:
+        with speaking("set up the session that watches"):
+            connection.execute("SET lock_timeout = '1s'")
         throttle = Throttle(Meter(connection, desk), low, high)
         thread = threading.Thread(target=throttle.watch, name="throttle", daemon=True)
         thread.start()

@@ -37,7 +37,7 @@ lint: setup  ## ruff: rules and format
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 
-types: setup  ## mypy, strict
+types: setup  ## mypy, strict, tests too
 	$(python) -m mypy
 
 bench: setup  ## against the old script and the limit: make bench SCALE=small|full

@@ -96,7 +96,8 @@ def test_the_dag_speaks_for_a_task_that_could_not(slack: StandIn) -> None:
 
 
 def test_a_dag_of_which_airflow_knows_no_task(slack: StandIn) -> None:
-    alert_failed_run({"dag": SimpleNamespace(dag_id="backup_daily"), "run_id": RUN, "reason": "all_tasks_deadlocked"})
+    context: Any = {"dag": SimpleNamespace(dag_id="backup_daily"), "run_id": RUN, "reason": "all_tasks_deadlocked"}
+    alert_failed_run(context)
     what, why = texts(slack.messages[0])[:2]
     assert what == ":red_circle: backup_daily failed"
     assert "No task of the run can start any more" in why

@@ -13,7 +13,7 @@ from payme_ops.foundation import approvals, evidence, opsdb
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import NotApproved, NotFound
 from payme_ops.foundation.evidence import Evidence, Verdict
-from payme_ops.orchestration import approval
+from payme_ops.orchestration import alerting, approval
 from payme_ops.orchestration.approval import ApprovalGate
 from sandbox import postgres
 
@@ -116,7 +116,7 @@ def test_break_glass_is_told_to_everybody(
     ops: str, context: Any, gate: ApprovalGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = list[str]()
-    monkeypatch.setattr(approval.alerting, "inform", lambda _context, what, *_: told.append(what))
+    monkeypatch.setattr(alerting, "inform", lambda _context, what, *_: told.append(what))
     record(ops, context, Verdict.INCONCLUSIVE, {"rows": 7})
     with pytest.raises(TaskAwaitingInput):
         gate.execute(context)

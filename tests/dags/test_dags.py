@@ -4,6 +4,7 @@ import ast
 import re
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,36 +12,36 @@ PROJECT = Path(__file__).resolve().parents[2]
 FILES = sorted((PROJECT / "dags").glob("*.py"))
 
 
-def test_every_file_is_one_dag_of_its_name(dag_bag):
+def test_every_file_is_one_dag_of_its_name(dag_bag: Any) -> None:
     assert dag_bag.import_errors == {}
     assert sorted(dag_bag.dags) == [path.stem for path in FILES]
 
 
 @pytest.mark.parametrize("dag_id", [path.stem for path in FILES])
 class TestEveryDag:
-    def test_page_is_the_runbook(self, dag_bag, dag_id):
+    def test_page_is_the_runbook(self, dag_bag: Any, dag_id: str) -> None:
         # Airflow shows the path as text when doc_md names a file that is missing.
         text = (PROJECT / "docs" / "runbooks" / f"{dag_id}.md").read_text()
         assert dag_bag.dags[dag_id].doc_md == text
 
-    def test_has_area_and_risk(self, dag_bag, dag_id):
+    def test_has_area_and_risk(self, dag_bag: Any, dag_id: str) -> None:
         tags = dag_bag.dags[dag_id].tags
         assert len([tag for tag in tags if tag.startswith("area:")]) == 1
         assert len(tags & {"risk:reads", "risk:writes-prod"}) == 1
 
-    def test_alerts_at_both_levels(self, dag_bag, dag_id):
+    def test_alerts_at_both_levels(self, dag_bag: Any, dag_id: str) -> None:
         # A killed task never runs its own callback; the DAG's is the net below it.
         dag = dag_bag.dags[dag_id]
         assert dag.on_failure_callback
         assert all(task.on_failure_callback for task in dag.tasks)
 
-    def test_never_runs_twice_at_once_nor_catches_up(self, dag_bag, dag_id):
+    def test_never_runs_twice_at_once_nor_catches_up(self, dag_bag: Any, dag_id: str) -> None:
         dag = dag_bag.dags[dag_id]
         assert dag.max_active_runs == 1
         assert dag.catchup is False
         assert dag.dagrun_timeout is None  # it would skip teardowns
 
-    def test_every_task_ends_and_retries_what_may_heal(self, dag_bag, dag_id):
+    def test_every_task_ends_and_retries_what_may_heal(self, dag_bag: Any, dag_id: str) -> None:
         for task in dag_bag.dags[dag_id].tasks:
             assert timedelta(0) < task.execution_timeout <= timedelta(hours=6), task.task_id
             assert task.retry_policy is not None, task.task_id
@@ -48,7 +49,7 @@ class TestEveryDag:
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
-def test_file_is_wiring_only(path):
+def test_file_is_wiring_only(path: Path) -> None:
     """A DAG file's module level imports Airflow's public parts and the desk's orchestration, nothing heavy."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
@@ -58,7 +59,7 @@ def test_file_is_wiring_only(path):
             assert (node.module or "").startswith(allowed), f"{path.name} imports {node.module}"
 
 
-def test_backup_daily_is_four_stages_at_two_in_nairobi(dag_bag):
+def test_backup_daily_is_four_stages_at_two_in_nairobi(dag_bag: Any) -> None:
     dag = dag_bag.dags["backup_daily"]
     assert (dag.timetable.expression, str(dag.timetable.timezone)) == ("0 2 * * *", "Africa/Nairobi")
     edges = {task.task_id: sorted(task.downstream_task_ids) for task in dag.tasks}
@@ -71,7 +72,7 @@ def test_backup_daily_is_four_stages_at_two_in_nairobi(dag_bag):
     assert list(dag.params) == ["reason"]
 
 
-def test_the_table_of_dags_is_the_code(dag_bag):
+def test_the_table_of_dags_is_the_code(dag_bag: Any) -> None:
     page = (PROJECT / "docs" / "architecture.md").read_text()
     rows = re.findall(r"^\| \[(\w+)\]\(runbooks/(\w+)\.md\) \| `([^`]+)` \|", page, re.MULTILINE)
     code = [
@@ -84,7 +85,7 @@ def test_the_table_of_dags_is_the_code(dag_bag):
     }
 
 
-def test_what_may_heal_is_tried_again_and_what_cannot_is_not():
+def test_what_may_heal_is_tried_again_and_what_cannot_is_not() -> None:
     from airflow.sdk import RetryAction
 
     from payme_ops.foundation import errors
@@ -95,8 +96,8 @@ def test_what_may_heal_is_tried_again_and_what_cannot_is_not():
 
     for kind in (errors.DatabaseUnavailable, errors.StoreUnavailable, errors.SteppedAside, errors.LeaseHeld):
         assert action(kind("x")) is RetryAction.RETRY, kind
-    for kind in (errors.HashMismatch, errors.Untrusted, errors.PreflightFailed, errors.SettingsError):
-        assert action(kind("x")) is RetryAction.FAIL, kind
+    for never in (errors.HashMismatch, errors.Untrusted, errors.PreflightFailed, errors.SettingsError):
+        assert action(never("x")) is RetryAction.FAIL, never
     assert action(MemoryError()) is RetryAction.DEFAULT
 
 
@@ -107,7 +108,9 @@ def test_what_may_heal_is_tried_again_and_what_cannot_is_not():
         ("backup_monthly", "0 5 1 * *", ["preflight", "need_test", "restore_test", "archive"]),
     ],
 )
-def test_copies_run_another_dag_first_where_one_is_needed(dag_bag, dag_id, schedule, stages):
+def test_copies_run_another_dag_first_where_one_is_needed(
+    dag_bag: Any, dag_id: str, schedule: str, stages: list[str]
+) -> None:
     dag = dag_bag.dags[dag_id]
     assert (dag.timetable.expression, str(dag.timetable.timezone)) == (schedule, "Africa/Nairobi")
     edges = {task.task_id: list(task.downstream_task_ids) for task in dag.tasks}

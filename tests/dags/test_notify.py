@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from payme_ops.foundation import opsdb
+from payme_ops.foundation import opsdb, settings
 from payme_ops.foundation.errors import SettingsError
 from payme_ops.orchestration import connections, notify
 from payme_ops.orchestration.notify import BEGAN, ENDED, Notice
@@ -76,7 +76,7 @@ def outside(tmp_path: Path, ops: postgres.Cluster, monkeypatch: pytest.MonkeyPat
         for name, value in found.items():
             monkeypatch.setenv(f"AIRFLOW_CONN_PAYME_{name.upper()}", json.dumps(value))
         monkeypatch.setattr(
-            notify.settings, "load", lambda: SimpleNamespace(notify=SimpleNamespace(support_email="help@payme.test"))
+            settings, "load", lambda: SimpleNamespace(notify=SimpleNamespace(support_email="help@payme.test"))
         )
         yield Outside(slack, page, mail, monkeypatch)
 

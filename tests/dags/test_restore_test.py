@@ -1,5 +1,6 @@
 """The tasks of backup_restore_test on real services: what a run is worth, and what follows a refuted backup."""
 
+import shutil
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -122,7 +123,7 @@ def test_a_test_that_could_not_be_done_asks_for_nothing_and_is_red(
 ) -> None:
     installation.back_up()
     tasks.choose()
-    monkeypatch.setattr(tasks.restore_test.scratch.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(Unavailable, match="not enough room"):
         tasks.restore_and_compare()
     with pytest.raises(AirflowSkipException, match="said nothing about the backup"):
@@ -141,7 +142,7 @@ def test_a_verification_that_nobody_trusts_is_no_green_run(installation: Install
     assert run.event.extra == {}
 
 
-def test_its_tasks_hold_their_power_on_the_restore_queue_only(dag_bag) -> None:
+def test_its_tasks_hold_their_power_on_the_restore_queue_only(dag_bag: Any) -> None:
     dag = dag_bag.dags["backup_restore_test"]
     edges = {task.task_id: sorted(task.downstream_task_ids) for task in dag.tasks}
     assert edges == {

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg
@@ -35,7 +36,7 @@ def alerts_of(desk: Desk, run: str) -> list[str]:
     return [text for text in map(json.dumps, desk.slack()) if run in text]
 
 
-def events_of(desk: Desk, run: str) -> list[dict]:
+def events_of(desk: Desk, run: str) -> list[dict[str, Any]]:
     return [event for event in desk.sentry() if run in json.dumps(event)]
 
 
@@ -50,7 +51,7 @@ def leftovers(desk: Desk) -> dict[str, object]:
     return {"sessions": sessions, "uploads": uploads, "tools": tools}
 
 
-NOTHING = {"sessions": [], "uploads": [], "tools": []}
+NOTHING: dict[str, object] = {"sessions": [], "uploads": [], "tools": []}
 
 
 def test_a_triggered_run_leaves_a_proven_backup(desk: Desk) -> None:
@@ -64,7 +65,7 @@ def test_a_triggered_run_leaves_a_proven_backup(desk: Desk) -> None:
     assert manifest.run == f"{DAG}/{run}"
     assert manifest.read_back is not None
     with superuser(desk) as connection:
-        (users,) = connection.execute("SELECT count(*) FROM users").fetchone()
+        ((users,),) = connection.execute("SELECT count(*) FROM users").fetchall()
     assert {r.qualified: r.rows for r in manifest.truth.relations}["public.users"] == users
 
     events = desk.api.call("GET", f"/dags/{DAG}/dagRuns/{run}/taskInstances")  # the run's own page loads

@@ -1,5 +1,6 @@
 """Every fault strikes while PayMe's application writes, and on a database that does not fit into a pipe."""
 
+import random
 import signal
 import subprocess
 import sys
@@ -8,7 +9,6 @@ from collections.abc import Iterator
 import pytest
 from botocore.config import Config
 
-from payme_ops.backup import dump
 from payme_ops.foundation import objectstore
 from sandbox.postgres import PROJECT, die_with_parent
 from tests.support.site import Site
@@ -59,4 +59,4 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within this process: one more try of a failing request instead of four, and short waits between attempts."""
     config = objectstore.CLIENT_CONFIG.merge(Config(retries={"mode": "standard", "max_attempts": 1}, read_timeout=2))
     monkeypatch.setattr(objectstore, "CLIENT_CONFIG", config)
-    monkeypatch.setattr(dump.random, "uniform", lambda *_: 0.2)
+    monkeypatch.setattr(random, "uniform", lambda *_: 0.2)

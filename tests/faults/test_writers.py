@@ -112,7 +112,7 @@ def test_writers_throughout_and_no_false_alarm(installation: Installation) -> No
                 name = f"restored_live_{number}"
                 installation.restore(done, name)
                 with installation.site.admin("postgres") as maintenance:
-                    maintenance.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]
+                    maintenance.execute(f"DROP DATABASE {name} WITH (FORCE)")
                 assert all(len(count) > former for count, former in zip(counts, before, strict=True))
                 live = restore.measure(conninfo, report=quiet)
                 assert truth.differences(done.truth, live) != [], "the source stood still: the test shows nothing"

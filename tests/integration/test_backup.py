@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import psycopg
 import pyrage
 import pytest
@@ -53,7 +53,7 @@ def new_database(installation: Installation) -> Iterator[str]:
         yield name
     finally:
         with installation.site.admin("postgres") as admin:
-            admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")  # type: ignore[arg-type]
+            admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 def databases(installation: Installation) -> set[str]:
@@ -119,7 +119,7 @@ def test_manifest_is_signed_and_true(each_installation: Installation) -> None:
     with each_installation.site.admin() as admin:
         for relation in done.truth.relations:
             if relation.kind == "table":
-                row = admin.execute(f"SELECT count(*) FROM ONLY {relation.qualified}").fetchone()  # type: ignore[arg-type]  # noqa: S608
+                row = admin.execute(f"SELECT count(*) FROM ONLY {relation.qualified}").fetchone()  # noqa: S608
                 assert row == (relation.rows,), relation.qualified
     kinds = {relation.kind for relation in done.truth.relations}
     assert kinds == {"table", "partitioned table", "materialised view"}

@@ -11,7 +11,7 @@ import pytest
 from payme_ops import cli
 from payme_ops.backup import manifest
 from payme_ops.cli import doors
-from payme_ops.foundation import errors, evidence, lease
+from payme_ops.foundation import errors, evidence, lease, settings
 from payme_ops.foundation.clock import show
 from payme_ops.foundation.errors import PaymeOpsError
 from payme_ops.foundation.progress import size
@@ -211,7 +211,7 @@ def test_every_error_has_an_exit_code_and_its_text_is_shown_as_it_is(
         def fail(kind: type[PaymeOpsError] = kind) -> None:
             raise kind("what [bold]happened[/bold]", remedy="do [this]")
 
-        monkeypatch.setattr(doors.settings, "load", fail)
+        monkeypatch.setattr(settings, "load", fail)
         ended = shell("backup", "list")
         assert ended.code in (1, 3, 4, 5, 6), kind
         assert "what [bold]happened[/bold]. To do: do [this]" in ended.err, kind

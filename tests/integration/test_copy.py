@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from payme_ops.backup import archive, catalogue, copy, restore, verification
+from payme_ops.backup import archive, catalogue, copy, restore, store, verification
 from payme_ops.backup.archive import Retrieval
 from payme_ops.backup.catalogue import State
 from payme_ops.backup.manifest import Manifest, Tier
@@ -271,12 +271,12 @@ def test_once_a_month_of_nairobi(
 ) -> None:
     done = installation.back_up()
     judge(installation, done)
-    read_back: Any = copy.store.read_back
+    read_back: Any = store.read_back
 
     def at_that_time(*args: Any, **options: Any) -> Any:
         return read_back(*args, **options).model_copy(update={"at": archived_at})
 
-    monkeypatch.setattr(copy.store, "read_back", at_that_time)
+    monkeypatch.setattr(store, "read_back", at_that_time)
     made = archive.archive(installation.desk, "test", archive.oldest_verified(installation.catalogue), report=quiet)
     assert archive.made_in_month(installation.catalogue, looked_at) == (made if there else None)
 

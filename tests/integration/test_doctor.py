@@ -57,13 +57,13 @@ def test_green_again_with_a_backup_in_the_bucket(installation: Installation) -> 
 def changed(installation: Installation, do: str, undo: str, dbname: str = "payme") -> Iterator[None]:
     with installation.site.admin(dbname) as admin:
         for statement in do.split(";"):
-            admin.execute(statement)  # type: ignore[arg-type]
+            admin.execute(statement)
     try:
         yield
     finally:
         with installation.site.admin(dbname) as admin:
             for statement in undo.split(";"):
-                admin.execute(statement)  # type: ignore[arg-type]
+                admin.execute(statement)
 
 
 def in_database(do: str, undo: str) -> Break:

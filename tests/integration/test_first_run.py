@@ -77,8 +77,8 @@ def server(certificate: Path) -> Iterator[postgres.Cluster]:
             connection.execute("DROP SCHEMA payme_restore CASCADE")
         with psycopg.connect(cluster.conninfo("payme"), autocommit=True) as connection:
             for role in ("payme_db_read", "payme_db_restore"):
-                connection.execute(f"DROP OWNED BY {role}")  # type: ignore[arg-type]
-                connection.execute(f"DROP ROLE {role}")  # type: ignore[arg-type]
+                connection.execute(f"DROP OWNED BY {role}")
+                connection.execute(f"DROP ROLE {role}")
         yield cluster
 
 

@@ -15,7 +15,7 @@ from payme_ops.foundation.objectstore import MIB, Bucket, MultipartWriter, profi
 from tests.support.installation import Installation
 from tests.support.proxy import Proxy
 
-SSE = {"ServerSideEncryption": "AES256", "StorageClass": "STANDARD_IA"}
+SSE: dict[str, Any] = {"ServerSideEncryption": "AES256", "StorageClass": "STANDARD_IA"}
 # Different in every MiB, so that a part in the wrong place is another object.
 BLOB = b"".join(number.to_bytes(4, "big") * 1024 for number in range(16 * 256 + 300))
 
@@ -176,7 +176,7 @@ def test_no_permission_is_refused_and_not_tried_again(behind: Bucket, proxy: Pro
 def test_an_answer_cut_in_the_middle_is_unavailable_and_never_a_short_object(behind: Bucket, proxy: Proxy) -> None:
     upload(behind)
     proxy.cut_response("GET", "/blob", 5 * MIB)
-    read = []
+    read: list[bytes] = []
     with pytest.raises(StoreUnavailable, match="read blob"):
         read.extend(behind.stream("blob"))
     assert len(b"".join(read)) <= 5 * MIB
@@ -206,7 +206,7 @@ def test_no_secret_in_an_error(installation: Installation, behind: Bucket, proxy
 def test_every_write_carries_its_md5(installation: Installation) -> None:
     """S3 refuses writes without it where the bucket has a default retention of Object Lock; moto does not."""
     bucket = installation.desk.bucket
-    sent: list[tuple[str, str | None]] = []
+    sent: list[tuple[str, bytes | None]] = []
 
     def note(request: Any, **_: object) -> None:
         if request.method == "PUT":

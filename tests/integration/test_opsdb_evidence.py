@@ -95,7 +95,7 @@ def test_no_evidence_names_the_run(ops: str) -> None:
 def test_changed_evidence_counts_for_nothing(ops: str, change: str) -> None:
     evidence.record(ops, "changed", [proof(measured={"rows": 1})])
     with psycopg.connect(ops, autocommit=True) as connection:
-        connection.execute(f"UPDATE ops.evidence SET {change} WHERE run = 'changed'")  # type: ignore[arg-type]  # noqa: S608
+        connection.execute(f"UPDATE ops.evidence SET {change} WHERE run = 'changed'")  # noqa: S608
     with pytest.raises(NotFound, match="digest does not match"):
         evidence.latest(ops, "changed", "dump")
 

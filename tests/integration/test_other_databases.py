@@ -27,14 +27,14 @@ def other_database(installation: Installation, options: str = "") -> Iterator[st
     """A database of its own that the installation backs up; its name."""
     name = f"other-{next(_numbers)}.db"
     with installation.site.admin("postgres") as admin:
-        admin.execute(f'CREATE DATABASE "{name}" TEMPLATE template0 {options}')  # type: ignore[arg-type]
+        admin.execute(f'CREATE DATABASE "{name}" TEMPLATE template0 {options}')
     installation.set("BACKUP__DATABASE", name)
     installation.connect_as("payme_db_read", dbname=name)
     try:
         yield name
     finally:
         with installation.site.admin("postgres") as admin:
-            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[arg-type]
+            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def restored(installation: Installation, done: Manifest) -> Iterator[str]:
         yield name
     finally:
         with installation.site.admin("postgres") as admin:
-            admin.execute(f"DROP DATABASE IF EXISTS {quoted} WITH (FORCE)")  # type: ignore[arg-type]
+            admin.execute(f"DROP DATABASE IF EXISTS {quoted} WITH (FORCE)")
 
 
 def require_verified(done: Manifest) -> None:
@@ -75,7 +75,7 @@ def facts(installation: Installation, name: str) -> tuple[object, ...]:
 def test_every_kind_of_object_comes_back(each_installation: Installation) -> None:
     with other_database(each_installation) as name:
         with each_installation.site.admin(name) as admin:
-            admin.execute(OBJECTS)  # type: ignore[arg-type]
+            admin.execute(OBJECTS)
         done = each_installation.back_up()
         assert done.database == name
         assert "OTHER" not in done.dump.listing

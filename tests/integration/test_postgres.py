@@ -42,7 +42,7 @@ def failure(conninfo: str, statement: str) -> DatabaseError:
         pytest.raises(DatabaseError) as caught,
         speaking("insert a user"),
     ):
-        connection.execute(statement)  # type: ignore[arg-type]
+        connection.execute(statement)
     return caught.value
 
 

@@ -96,4 +96,4 @@ def test_without_any_region_it_fails_and_names_both(installation: Installation) 
 
 def drop(installation: Installation, database: str) -> None:
     with installation.site.admin("postgres") as admin:
-        admin.execute(f"DROP DATABASE IF EXISTS {database}")  # type: ignore[arg-type]
+        admin.execute(f"DROP DATABASE IF EXISTS {database}")

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def test_another_identity_is_our_trouble_and_refutes_nothing(installation: Insta
 
 def test_no_room_is_our_trouble(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     done = installation.back_up()
-    monkeypatch.setattr(scratch.shutil, "disk_usage", lambda _: _Usage(1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage(1000))
     with pytest.raises(Unavailable, match="not enough room"):
         judge(installation, done)
 
@@ -327,7 +328,7 @@ def test_what_a_dying_server_still_writes_into_keeps_its_lock_for_the_next_run(
     (left / "lock").touch()
     with monkeypatch.context() as busy:
         busy.setattr(scratch, "_REMOVE_TRIES", 2)
-        busy.setattr(scratch.shutil, "rmtree", lambda *_args, **_options: None)
+        busy.setattr(shutil, "rmtree", lambda *_args, **_options: None)
         scratch._clear(folder, quiet)
     assert (left / "lock").exists()
     with scratch.folder(folder, needed_bytes=0, report=quiet):

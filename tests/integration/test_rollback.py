@@ -8,8 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from payme_ops.backup import loss, rollback, swap, verification
 from payme_ops.backup.manifest import Manifest

@@ -141,7 +141,7 @@ def test_monitors_are_shown_with_their_check_ins(sentry: StandIn, sdk: sentry_sd
     config = {"schedule": {"type": "crontab", "value": "0 2 * * *"}, "timezone": "Africa/Nairobi"}
     for number, status in ((1, "in_progress"), (1, "ok"), (2, "in_progress"), (2, "error"), (3, "in_progress")):
         check_in = {"monitor_slug": "backup_daily", "check_in_id": f"{number:032}", "status": status}
-        sdk.capture_event({"type": "check_in", **check_in, "monitor_config": config})  # type: ignore[arg-type]
+        sdk.capture_event({"type": "check_in", **check_in, "monitor_config": config})  # type: ignore[typeddict-item]
     sdk.flush(timeout=5)
     page = sentry.get("/")
     assert "<td><b>backup_daily</b></td><td>0 2 * * * Africa/Nairobi</td>" in page

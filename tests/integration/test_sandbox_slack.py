@@ -24,7 +24,7 @@ from tests.support.standins import StandIn, slack_stand_in
 from tests.support.waiting import eventually
 
 PROJECT = Path(__file__).resolve().parents[2]
-MESSAGE = [
+MESSAGE: list[dict[str, Any]] = [
     {"type": "header", "text": {"type": "plain_text", "text": ":red_circle: <b>failed</b>"}},
     {"type": "section", "text": {"type": "mrkdwn", "text": "*why* `x` <https://a.example/?a=1&amp;b=2|the run>"}},
     {
@@ -200,7 +200,7 @@ HOSTILE = (
 
 
 def test_nothing_hostile_gets_into_the_page(slack: StandIn) -> None:
-    blocks = [
+    blocks: list[dict[str, Any]] = [
         {"type": "header", "text": {"type": "plain_text", "text": HOSTILE}},
         {
             "type": "section",

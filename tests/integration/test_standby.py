@@ -21,7 +21,7 @@ def standby_of(site: Site, folder: Path) -> postgres.Cluster:
     """A streaming replica that runs."""
     password = secrets.token_urlsafe(12)
     with site.admin("postgres") as admin:
-        admin.execute(f"CREATE ROLE replicator REPLICATION LOGIN PASSWORD '{password}'")  # type: ignore[arg-type]
+        admin.execute(f"CREATE ROLE replicator REPLICATION LOGIN PASSWORD '{password}'")
     primary = site.cluster.conninfo("postgres", "replicator", password)
     subprocess.run(
         [site.cluster.bin_dir / "pg_basebackup", "-D", folder, "-R", "-X", "stream", "-c", "fast", "-d", primary],
@@ -61,7 +61,7 @@ def standby(each_site: Site) -> Iterator[postgres.Cluster]:
 
 def set_feedback(standby: postgres.Cluster, value: str) -> None:
     with psycopg.connect(standby.conninfo(), autocommit=True) as connection:
-        connection.execute(f"ALTER SYSTEM SET hot_standby_feedback = {value}")  # type: ignore[arg-type]
+        connection.execute(f"ALTER SYSTEM SET hot_standby_feedback = {value}")
         connection.execute("SELECT pg_reload_conf()")
         read = lambda: connection.execute("SHOW hot_standby_feedback").fetchone() == (value,)  # noqa: E731
         eventually(read, "the standby to read its settings")

@@ -157,7 +157,7 @@ def create_one_of_each(connection: psycopg.Connection) -> dict[str, tuple[str, s
         if not has_icu(connection) and ("ignore_case" in kind or kind == "code"):
             continue
         table = sql.Identifier("test", f"t{number}")
-        connection.execute(sql.SQL("CREATE TABLE {} (id int, v {})").format(table, sql.SQL(kind)))  # type: ignore[arg-type]
+        connection.execute(sql.SQL("CREATE TABLE {} (id int, v {})").format(table, sql.SQL(kind)))
         insert = sql.SQL("INSERT INTO {0} VALUES (1, {1}), (2, {1}), (3, NULL)")
         connection.execute(insert.format(table, sql.Literal(value)))
         cases[f"t{number}"] = (kind, value, other)
@@ -173,7 +173,7 @@ def test_a_change_in_a_value_of_any_type_changes_the_hash_and_back(
 
     def set_all(which: int) -> dict[str, RelationTruth]:
         for name, case in cases.items():
-            base_type = sql.SQL(case[0].split(" COLLATE")[0])  # type: ignore[arg-type]
+            base_type = sql.SQL(case[0].split(" COLLATE")[0])
             connection.execute(update.format(sql.Identifier("test", name), sql.Literal(case[which]), base_type))
         return by_name(database_)
 
@@ -190,7 +190,7 @@ def test_the_hidden_ones_are_hidden(database_: str, connection: psycopg.Connecti
     for kind, value, other in HIDDEN:
         if kind == "json" or (not has_icu(connection) and ("ignore_case" in kind or kind == "code")):
             continue  # json has no equality
-        base_type = sql.SQL(kind.split(" COLLATE")[0] if kind != "code" else "text")  # type: ignore[arg-type]
+        base_type = sql.SQL(kind.split(" COLLATE")[0] if kind != "code" else "text")
         collation = sql.SQL(' COLLATE "ignore_case"' if "ignore_case" in kind or kind == "code" else "")
         operator = "~=" if kind == "point" else "="
         query = sql.SQL(f"SELECT ({{}}::{{}}{{}}) {operator} ({{}}::{{}}{{}})").format(

@@ -247,7 +247,8 @@ class TestAirflow:
         with airflow(tmp_path) as (running, answer):
             answer({**HEALTHY, "metadatabase": {"status": "unhealthy"}, "scheduler": {"status": None}})
             assert silent(airflow_health.look(running.url)) == ["airflow_metadatabase"]
-            for body in ({}, [], "<html>", {"status": "healthy"}):
+            bodies: list[object] = [{}, [], "<html>", {"status": "healthy"}]
+            for body in bodies:
                 answer(body)
                 assert [one.item for one in airflow_health.look(running.url)] == ["airflow_api_server"]
             answer(HEALTHY)

@@ -118,7 +118,7 @@ class Installation:
         monkeypatch.setenv("PYTHONPATH", str(PROJECT / "plugins"))
         monkeypatch.setenv("COLUMNS", "200")
         # How long botocore waits before it asks a throttling store again is not what is tested.
-        monkeypatch.setitem(ExponentialBackoff._DEFAULT_BACKOFF_CONFIG, "throttling_base_scale", 0.02)
+        monkeypatch.setitem(ExponentialBackoff._DEFAULT_BACKOFF_CONFIG, "throttling_base_scale", 0.02)  # type: ignore[attr-defined]
         self.set("BACKUP__BUCKET", self.bucket_name)
         self.set("BACKUP__COPY_BUCKET", self.copies_name)
         self._newest = utc_now() - timedelta(seconds=1)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench import __main__ as program
-from bench import measure, results
+from bench import bed, measure, results
 from bench.arms import Arm
 from bench.measure import CommandFailed, Sample
 
@@ -117,7 +117,7 @@ def fake_bed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     def standing(scale: str, _say: Callable[[str], None]) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(databases={n: SimpleNamespace(size_bytes=size) for n, size in SIZES[scale].items()})
 
-    monkeypatch.setattr(program.bed, "standing", standing)
+    monkeypatch.setattr(bed, "standing", standing)
     monkeypatch.setattr(program, "verify", lambda _bed: None)
     monkeypatch.setattr(program, "prepare_restores", lambda _bed: None)
     monkeypatch.setattr(results, "FILE", tmp_path / "results.json")

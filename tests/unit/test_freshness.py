@@ -29,7 +29,7 @@ def entry(
     taken = NOW - age
     prefix = backup_prefix("payme", tier, taken)
     read_back = ReadBack(at=NOW - (age if stored is None else stored), milliseconds=1)
-    manifest = Manifest.model_construct(snapshot_at=taken, tier=tier, prefix=prefix, read_back=read_back)
+    manifest = Manifest.model_construct(snapshot_at=taken, tier=tier, prefix=prefix, read_back=read_back)  # type: ignore[call-arg]
     facts = {} if rto is None else {"rto_milliseconds": rto}
     key = f"{prefix}{MANIFEST_NAME}"
     found = Record(

@@ -30,7 +30,7 @@ HISTORIES = st.lists(BACKUPS, max_size=14, unique_by=lambda one: (one[0], one[2]
 LEFTOVERS = st.lists(st.tuples(st.sampled_from(Tier), AGES), max_size=3, unique_by=lambda one: one)
 # Midnight, the dump's hour and the run's in Nairobi, on the first day of a year, month and week, and a leap day.
 CLOCKS = st.builds(
-    lambda day, clock, off: datetime(*day, *clock, tzinfo=EAT) + timedelta(seconds=off),
+    lambda day, clock, off: datetime(*day, *clock, tzinfo=EAT) + timedelta(seconds=off),  # type: ignore[misc]
     st.sampled_from([(2026, 1, 1), (2026, 3, 1), (2026, 3, 8), (2026, 11, 1), (2026, 11, 22), (2028, 2, 29)]),
     st.sampled_from([(0, 0), (2, 0), (3, 0), (7, 30)]),
     st.sampled_from([-1, 0, 1]),
@@ -40,7 +40,7 @@ CLOCKS = st.builds(
 def entry(tier: Tier, state: State, age_seconds: int, now: datetime = NOW) -> Entry:
     taken = now - timedelta(seconds=age_seconds)
     prefix = backup_prefix("payme", tier, taken)
-    manifest = Manifest.model_construct(snapshot_at=taken, tier=tier, prefix=prefix)
+    manifest = Manifest.model_construct(snapshot_at=taken, tier=tier, prefix=prefix)  # type: ignore[call-arg]
     return Entry(
         f"{prefix}{MANIFEST_NAME}", tier, taken, state, None if state is State.UNTRUSTED else manifest, why="unsigned"
     )

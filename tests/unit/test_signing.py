@@ -124,7 +124,7 @@ def test_a_key_that_openssl_made_is_read_and_its_signature_is_checked_by_openssl
     signed = sign(DOCUMENT, load_private_key(private))
     (tmp_path / "document").write_bytes(canonical(DOCUMENT))
     (tmp_path / "value").write_bytes(base64.b64decode(signed["signature"]["value"]))
-    command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", public, "-rawin"]
+    command: list[str | Path] = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", public, "-rawin"]
     subprocess.run(
         [*command, "-in", tmp_path / "document", "-sigfile", tmp_path / "value"], check=True, capture_output=True
     )

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule, dag, task
 
@@ -14,12 +15,12 @@ from payme_ops.orchestration.alerting import alert_failed_run
 # Given by the test, which looks for them everywhere afterwards.
 PHONE, SECRET = os.environ["TEST_PHONE"], os.environ["TEST_SECRET"]
 
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "start_date": datetime(2026, 1, 1, tzinfo=UTC),
     "catchup": False,
     "on_failure_callback": alert_failed_run,
 }
-TASKS = {"on_failure_callback": alert_failed_run, "retries": 1, "retry_delay": timedelta(seconds=1)}
+TASKS: dict[str, Any] = {"on_failure_callback": alert_failed_run, "retries": 1, "retry_delay": timedelta(seconds=1)}
 
 
 def noise() -> None:
@@ -31,9 +32,9 @@ def noise() -> None:
 
 
 @dag("raises_every_try", default_args=TASKS, schedule=None, **OPTIONS)
-def raises_every_try():
+def raises_every_try() -> None:
     @task
-    def fail():
+    def fail() -> None:
         noise()
         local_password = SECRET
         raise ConnectionError(f"user {PHONE} with password={local_password}")
@@ -42,18 +43,18 @@ def raises_every_try():
 
 
 @dag("fails_fast", default_args=TASKS, schedule=None, **OPTIONS)
-def fails_fast():
+def fails_fast() -> None:
     @task(retry_policy=ExceptionRetryPolicy(rules=[RetryRule(IntegrityError, RetryAction.FAIL)]))
-    def fail():
+    def fail() -> None:
         raise IntegrityError("SHA-256 differs", expected="a", found="b", remedy="take a fresh backup")
 
     fail()
 
 
 @dag("heals", default_args=TASKS, schedule=None, **OPTIONS)
-def heals():
+def heals() -> None:
     @task
-    def fail_once(ti=None):
+    def fail_once(ti: Any = None) -> None:
         if ti.try_number == 1:
             raise ConnectionError("once")
 
@@ -61,22 +62,22 @@ def heals():
 
 
 @dag("is_killed", default_args={**TASKS, "retries": 0}, schedule=None, **OPTIONS)
-def is_killed():
+def is_killed() -> None:
     @task
-    def die():
+    def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     die()
 
 
 @dag("two_fail", default_args={**TASKS, "retries": 0}, schedule=None, **OPTIONS)
-def two_fail():
+def two_fail() -> None:
     @task
-    def first():
+    def first() -> None:
         raise ValueError("first")
 
     @task
-    def second():
+    def second() -> None:
         raise ValueError("second")
 
     first()
@@ -84,7 +85,7 @@ def two_fail():
 
 
 @dag("cannot_render", default_args={**TASKS, "retries": 0}, schedule=None, **OPTIONS)
-def cannot_render():
+def cannot_render() -> None:
     @task.bash
     def render() -> str:
         return "echo {{ 1 / 0 }}"
@@ -93,9 +94,9 @@ def cannot_render():
 
 
 @dag("has_no_callback", default_args={"retries": 1, "retry_delay": timedelta(seconds=1)}, schedule=None)
-def has_no_callback():
+def has_no_callback() -> None:
     @task
-    def fail():
+    def fail() -> None:
         raise ValueError("nobody is told but Sentry")
 
     fail()

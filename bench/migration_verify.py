@@ -1,5 +1,6 @@
 """How fast every row of an encrypted column is decrypted and compared, and how much memory a reader takes."""
 
+import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,20 +26,29 @@ def measure(desk: MigrationDesk, keys: Keys) -> dict[str, dict[str, Any]]:
     RuntimeError when a row is wrong: then something else would be measured.
     """
     speeds: dict[int, list[float]] = {workers: [] for workers in WORKERS}
+    cpu: list[float] = []
     with _peak_of_readers() as peak:
         for _ in range(ROUNDS):
             for workers in WORKERS:
+                before = _readers_cpu()
                 found = verify.verify(desk, keys, workers=workers, report=lambda _: None)
                 if found.kinds or not found.rows:
                     raise RuntimeError(f"{sum(found.kinds.values())} of {found.rows} rows are wrong")
                 speeds[workers].append(found.rows / found.seconds)
-    figures = {
+                cpu.append((_readers_cpu() - before) / found.rows * 1e6)
+    return {
         "verify.rows_per_s": _figure(speeds[2], "rows/s"),
         "verify.rows_per_s_one_reader": _figure(speeds[1], "rows/s"),
         "verify.scale_2_readers": _figure([two / one for one, two in zip(speeds[1], speeds[2], strict=True)], "times"),
+        "verify.readers_cpu_us_per_row": _figure(cpu, "µs"),
         "verify.peak_rss_mb": _figure([max(peak) / 1e6], "MB"),
     }
-    return figures
+
+
+def _readers_cpu() -> float:
+    """CPU seconds of the readers that have ended; firm on a shared machine, where wall seconds are not."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _figure(values: list[float], unit: str) -> dict[str, Any]:

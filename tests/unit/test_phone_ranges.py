@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from payme_ops.foundation.settings import MigrationSettings
 from payme_ops.migration.backfill import LARGEST_SIZE, SMALLEST_SIZE, TARGET_SECONDS, next_size, split
-from payme_ops.migration.throttle import Reading, over
+from payme_ops.migration.throttle import Reading, behind, over
 
 KEYS = st.sets(st.integers(-(2**63) + 1, 2**63 - 1) | st.integers(1, 5_000), min_size=1, max_size=200)
 
@@ -87,3 +87,9 @@ def test_at_the_limit_it_runs_and_once_stopped_it_waits_for_half() -> None:
 
 def test_an_autovacuum_stops_nothing() -> None:
     assert over(Reading(autovacuum=True), LIMITS) == {}
+
+
+def test_a_standby_that_stopped_to_replay_is_further_behind_with_every_reading() -> None:
+    history = [(0.0, 100.0), (1.0, 200.0), (2.0, 300.0), (9.0, 300.0)]
+    assert [behind(history[:count], 100.0) for count in (1, 2, 3, 4)] == [0.0, 0.0, 1.0, 8.0]
+    assert behind(history, 300.0) == 0.0

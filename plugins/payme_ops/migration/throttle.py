@@ -8,7 +8,7 @@ makes it half as fast and never stops it: a stopped backfill would not help it, 
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -58,6 +58,11 @@ def over(reading: Reading, limits: MigrationSettings, before: frozenset[str] = f
     return found
 
 
+def behind(history: Sequence[tuple[float, float]], replayed: float) -> float:
+    """Seconds since there is WAL, by (time, position) of each reading, that a standby has not replayed."""
+    return history[-1][0] - next((at for at, position in history if position > replayed), history[-1][0])
+
+
 @dataclass
 class Meter:
     """Takes readings through one session. What changes with time is kept here."""
@@ -76,8 +81,8 @@ class Meter:
         now = time.monotonic()
         rate = (written - self.history[-1][1]) / (now - self.history[-1][0]) if self.history else 0.0
         self.history.append((now, written))
-        if replayed is not None:  # since when there is what the slowest standby has not replayed
-            lag = max(lag, now - next((at for at, lsn in self.history if lsn > replayed), now))
+        if replayed is not None:
+            lag = max(lag, behind(self.history, replayed))
         holder = lease.peek(self.desk.ops, f"snapshot:{self.desk.database}")
         return Reading(
             replica_lag_seconds=float(lag),

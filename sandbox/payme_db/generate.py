@@ -48,6 +48,7 @@ SIZES = {
     "demo": Size(60_000, 300_000),
     "bench_small": Size(80_000, 270_000),
     "bench_full": Size(900_000, 2_800_000),
+    "zero_downtime": Size(300_000, 20_000),
 }
 
 

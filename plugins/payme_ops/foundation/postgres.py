@@ -101,7 +101,10 @@ def connect(conninfo: str, *, application: str) -> Iterator[psycopg.Connection]:
             autocommit=True,
         )
     try:
-        with suppress(psycopg.errors.UndefinedObject, psycopg.errors.InvalidParameterValue):
+        with (
+            speaking("set up a session of PostgreSQL"),
+            suppress(psycopg.errors.UndefinedObject, psycopg.errors.InvalidParameterValue),
+        ):
             connection.execute("SET client_connection_check_interval = '2s'")
         yield connection
     finally:

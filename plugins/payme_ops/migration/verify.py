@@ -34,8 +34,7 @@ from payme_ops.migration.shape import Stage
 RANGE_ROWS = 65_536  # digests of different sizes cannot be compared
 PAIRS = 100  # that a restore test hands over
 
-_LOWEST = -(2**63)
-_COMPARED = (Stage.START, Stage.EXPANDED, Stage.BACKFILLED)  # after these the application stops writing plaintext
+_LOWEST = -(2**63)  # below every key
 _REMEDIES = {
     Kind.MISSING: "missing: end the old versions that do not write it, then run the backfill again",
     Kind.STALE: "stale: find who writes the plaintext alone, empty both columns of these rows, run the backfill again",
@@ -53,6 +52,7 @@ class Snapshot:
     """An exported snapshot that is held, what it sees and where it stands in the WAL."""
 
     connection: psycopg.Connection
+    names: Names
     layout: Layout
     id: str
     point: str
@@ -99,7 +99,7 @@ def verify(desk: MigrationDesk, keys: Keys, *, workers: int, report: Report) -> 
         job = partial(readers.reader, desk.target, held.id, keys, desk.names, held.layout)
         processes = [stack.enter_context(job()) for _ in range(workers)]
         progress = Progress("verify", total=held.rows_estimated, report=report, show=rows)
-        read = _read_all(processes, spans(held, desk.names), progress)
+        read = _read_all(processes, spans(held), progress)
         verified = combine(held, read, seconds=time.monotonic() - begun)
     report(f"verified {verified.rows:,} rows in {verified.seconds:.1f} s, {verified.rows_per_second:,} rows/s")
     return verified
@@ -111,13 +111,8 @@ def hold_snapshot(desk: MigrationDesk) -> Iterator[Snapshot]:
     with reading(desk.target) as connection, speaking("hold a snapshot"), connection.transaction():
         layout = find_layout(connection, desk.names)
         source = layout.parts(desk.names)["source"].as_string(connection)
-        row = connection.execute(statement(desk.names, "4_export_snapshot.sql"), {"source": source}).fetchone() or (
-            "",
-            "",
-            "",
-            0,
-        )
-        yield Snapshot(connection, layout, *row)
+        [row] = connection.execute(statement(desk.names, "4_export_snapshot.sql"), {"source": source}).fetchall()
+        yield Snapshot(connection, desk.names, layout, *row)
 
 
 def find_layout(connection: psycopg.Connection, names: Names) -> Layout:
@@ -130,13 +125,14 @@ def find_layout(connection: psycopg.Connection, names: Names) -> Layout:
             found=f"stage {found.stage}",
             remedy="run the expand step first",
         )
-    compare = found.has_plaintext and found.stage in _COMPARED
+    # Once it is relaxed, versions of the application leave the plaintext as it was.
+    compare = found.has_plaintext and not found.reached(Stage.RELAXED)
     return Layout(base=found.shim, renamed=found.switched, plaintext=found.has_plaintext, compare=compare)
 
 
-def spans(held: Snapshot, names: Names) -> Generator[Span, None, None]:
-    """All rows of the snapshot in ranges of RANGE_ROWS, cut the same way each time."""
-    query, low = statement(names, "4_next_range.sql", **held.layout.parts(names)), _LOWEST
+def spans(held: Snapshot, low: int = _LOWEST) -> Generator[Span, None, None]:
+    """All rows of the snapshot above a key in ranges of RANGE_ROWS, cut the same way each time."""
+    query = statement(held.names, "4_next_range.sql", **held.layout.parts(held.names))
     while True:
         with speaking("find the next range of rows"):
             row = held.connection.execute(query, {"low": low, "rows": RANGE_ROWS}).fetchone() or (0, None)
@@ -183,21 +179,22 @@ def _next(ranges: Generator[Span, None, None], lock: threading.Lock) -> Span | N
 def combine(held: Snapshot, read: Sequence[tuple[Span, Part]], *, seconds: float) -> Verified:
     """One answer from those of all readers, in the order of the ranges.
 
-    Raises IntegrityError for one that saw another snapshot, another range, or not as many rows as are in it.
+    Raises IntegrityError for one that saw another snapshot, another range, or not as many rows as are in it, and when
+    one is missing.
     """
     kinds: Counter[str] = Counter()
     digest, low = hashlib.sha256(), _LOWEST
     for span, part in read:
         if (part.snapshot, part.low, part.high, part.judged.rows) != (held.id, *span) or span.low != low:
-            raise IntegrityError(
-                "a reader did not see what it was to see",
-                expected=f"snapshot {held.id}, keys over {low} to {span.high}, {span.rows} rows",
-                found=f"snapshot {part.snapshot}, keys over {part.low} to {part.high}, {part.judged.rows} rows",
-                remedy="verify again; if it stays so, run amcheck on the primary key",
+            raise _not_seen(
+                f"snapshot {held.id}, keys over {low} to {span.high}, {span.rows} rows",
+                f"snapshot {part.snapshot}, keys over {part.low} to {part.high}, {part.judged.rows} rows",
             )
         low = span.high
         kinds.update(part.judged.kinds)
         digest.update(bytes.fromhex(part.judged.digest))
+    if left := next(spans(held, low), None):
+        raise _not_seen(f"all rows, {left.rows} and more of them over key {low}", "none of those")
     return Verified(
         rows=sum(part.judged.rows for _, part in read),
         with_number=sum(part.judged.with_number for _, part in read),
@@ -208,6 +205,15 @@ def combine(held: Snapshot, read: Sequence[tuple[Span, Part]], *, seconds: float
         kinds=dict(kinds),
         faults=[fault for _, part in read for fault in part.judged.faults][:NAMED],
         seconds=seconds,
+    )
+
+
+def _not_seen(expected: str, found: str) -> IntegrityError:
+    return IntegrityError(
+        "a reader did not see what it was to see",
+        expected=expected,
+        found=found,
+        remedy="verify again; if it stays so, run amcheck on the primary key",
     )
 
 

@@ -195,3 +195,14 @@ def test_numbers_are_compared_as_numbers(one: tuple[int, int, int], other: tuple
 def test_any_other_text_is_no_version(text: str) -> None:
     version = parse_version(text)
     assert version is None or text.split("+")[0].split("-")[0] == "{}.{}.{}".format(*version[:3])
+
+
+def test_on_the_way_back_a_new_version_blocks_and_nobody_does_not(phones: Phones) -> None:
+    assert fleet.measure_older(phones.desk, "2.7.0").verdict is Verdict.PASS
+    with phones.app("payme-api/2.6.0"):
+        assert fleet.measure_older(phones.desk, "2.7.0").verdict is Verdict.PASS
+        with phones.app("payme-api/2.7.0"):
+            found = fleet.measure_older(phones.desk, "2.7.0")
+        assert (found.verdict, found.measured["new"]) == (Verdict.FAIL, {"payme-api/2.7.0": 1})
+        with phones.app("node"):
+            assert fleet.measure_older(phones.desk, "2.7.0").verdict is Verdict.INCONCLUSIVE

@@ -221,6 +221,38 @@ def examine(
     )
 
 
+@contextmanager
+def rehearsal(
+    bucket: Bucket,
+    manifest: Manifest,
+    identity: pyrage.x25519.Identity,
+    settings: Settings,
+    name: str,
+    *,
+    report: Report,
+) -> Iterator[str]:
+    """The backup as database `name` of a throw-away server with the backup's roles, to try something out on.
+
+    Yields the superuser's conninfo; roles have no passwords yet. Database and server are gone after the block. Raises
+    what `examine` raises, and IntegrityError or DumpFailed where the backup is at fault.
+    """
+    _require_our_key(manifest, identity)
+    room = restore.archive_bytes(manifest) + _server_bytes(manifest.server)
+    dirs = settings.postgres.client_dirs
+    with (
+        scratch.folder(settings.backup.scratch_dir, needed_bytes=room, report=report) as place,
+        scratch.server(place, manifest.server.major, dirs) as server,
+    ):
+        archive = restore.open_archive(bucket, manifest, identity, place, report=report)
+        _make_roles(_open_globals(bucket, manifest, identity), server)
+        with connect(server, application="payme_ops:rehearsal") as admin:
+            restore.create(admin, name, manifest.server)
+        target = with_database(server, name)
+        restore.fill(archive, manifest.server.major, target, dirs, jobs=_cores(), tablespaces=False, report=report)
+        archive.unlink()
+        yield target
+
+
 def _require_our_key(manifest: Manifest, identity: pyrage.x25519.Identity) -> None:
     """Before anything is judged: a worker with another backup's key would refute a good one."""
     mine = str(identity.to_public())
@@ -277,7 +309,7 @@ def _restore_and_compare(test: _Test, place: Path, server: str, *, own: bool) ->
         archive = restore.open_archive(test.bucket, manifest, test.identity, place, report=test.report)
         _note_listing(test, archive)
     with test.stage("globals", "length and SHA-256 of the manifest, and roles that can be made"), _present():
-        script = _open_globals(test)
+        script = _open_globals(test.bucket, manifest, test.identity)
         if own:
             _make_roles(script, server)
     with connect(server, application="payme_ops:restore_test") as admin, _dropped(admin, name):
@@ -330,12 +362,12 @@ def _note_listing(test: _Test, archive: Path) -> None:
     )
 
 
-def _open_globals(test: _Test) -> bytes:
-    stored: SealedObject = test.manifest.globals
+def _open_globals(bucket: Bucket, manifest: Manifest, identity: pyrage.x25519.Identity) -> bytes:
+    stored: SealedObject = manifest.globals
     progress = Progress("globals", total=stored.size_bytes, report=lambda _: None)
-    chunks = list(checked(test.bucket, stored, progress))
+    chunks = list(checked(bucket, stored, progress))
     script = io.BytesIO()
-    unseal(iter(chunks), script, test.identity)
+    unseal(iter(chunks), script, identity)
     return script.getvalue()
 
 

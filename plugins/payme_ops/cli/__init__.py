@@ -1,7 +1,7 @@
 """The desk on a shell: the same functions and settings as the DAGs, for the day Airflow is down.
 
 Databases are libpq services and buckets AWS profiles, named as the Airflow connections are: payme_db_read,
-payme_db_restore, payme_ops_db; payme_s3_write, payme_s3_restore, payme_s3_prune. No password stands on a command
+payme_db_restore, payme_db_migrate, payme_ops_db; payme_s3_write, payme_s3_restore, payme_s3_prune. No password stands on a command
 line.
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 a check did not pass; 4 bytes, signature or content are not what
@@ -14,7 +14,7 @@ import sys
 import typer
 
 from payme_ops.backup import preflight
-from payme_ops.cli import backup, copies, doors, freshness, proof, retention, rollback, watchdog
+from payme_ops.cli import backup, copies, doors, freshness, migration, proof, retention, rollback, watchdog
 from payme_ops.cli.backup import AsJson
 from payme_ops.cli.tables import evidence_json, evidence_table
 from payme_ops.foundation import opsdb
@@ -43,6 +43,7 @@ backup.app.command("retention")(retention.backup_retention)
 backup.app.command("undelete")(retention.backup_undelete)
 backup.app.command("status")(freshness.backup_status)
 app.command("watchdog")(watchdog.watchdog)
+app.add_typer(migration.app, name="migration")
 app.add_typer(ops_db_app, name="ops-db")
 
 _EXIT: list[tuple[type[PaymeOpsError], int]] = [

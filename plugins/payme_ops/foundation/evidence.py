@@ -144,3 +144,10 @@ def latest(conninfo: str, run: str, item: str) -> Evidence:
             remedy="run the task that produces it again; marking it as success does not produce evidence",
         )
     return Evidence(row[0], Verdict(row[1]), *row[2:])
+
+
+def of_run(conninfo: str, run: str) -> list[Evidence]:
+    """All evidence of a run in the order in which it was found. Raises DatabaseUnavailable, DatabaseError."""
+    with connect(conninfo, application="payme_ops:evidence") as connection, speaking("read evidence"):
+        rows = connection.execute(load("ops/evidence_of_run.sql"), [run]).fetchall()
+    return [Evidence(row[0], Verdict(row[1]), *row[2:]) for row in rows]

@@ -6,7 +6,7 @@ Restore tests, migrations and releases leave records of this one shape, with one
 import json
 import re
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -17,8 +17,10 @@ from payme_ops.foundation import evidence, signing
 from payme_ops.foundation.clock import show
 from payme_ops.foundation.errors import RecordInvalid
 from payme_ops.foundation.evidence import Evidence, plain
+from payme_ops.foundation.objectstore import Bucket
 
 _FORMAT, VERSION = "payme-ops/record", 1
+_FOLDER = "records"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,23 @@ def read(body: bytes, trusted_keys: list[str], variable: str) -> Record:
     except ValueError:
         raise RecordInvalid("the record is not JSON", expected="a signed record") from None
     return parse(signing.verify(data, trusted_keys, variable))
+
+
+def keep(bucket: Bucket, record: Record, key: Ed25519PrivateKey) -> str:
+    """Store a record that lies beside nothing, and its page, below records/<kind>/; answers the object's key.
+
+    Raises AlreadyExists for another one of the same second, StoreRefused, StoreUnavailable.
+    """
+    stem = f"{_FOLDER}/{record.kind}/{record.ended.astimezone(UTC):%Y%m%dT%H%M%SZ}"
+    bucket.put_if_absent(f"{stem}.json", signed(record, key), ContentType="application/json")
+    bucket.put(f"{stem}.html", to_html(record).encode(), ContentType="text/html; charset=utf-8")
+    return f"{stem}.json"
+
+
+def newest(bucket: Bucket, kind: str, trusted_keys: list[str], variable: str) -> Record | None:
+    """The record of that kind that was stored last. Raises Untrusted, RecordInvalid."""
+    keys = [key for key in bucket.keys(f"{_FOLDER}/{kind}/") if key.endswith(".json")]
+    return read(bucket.get(keys[-1]), trusted_keys, variable) if keys else None
 
 
 def cell(value: Any) -> str:

@@ -5,7 +5,7 @@ is never taken for a new one.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from payme_ops.foundation.errors import SettingsError
@@ -42,9 +42,42 @@ def measure(desk: MigrationDesk, at_least: str) -> Finding:
     transactions (whose session is gone), and when nobody is connected. Raises SettingsError for a wanted version
     that is none.
     """
-    wanted = parse_version(at_least)
+    wanted = _version(at_least)
+    found = _look(desk, lambda version: version >= wanted, ("new", "old"))
+    if isinstance(found, Finding):
+        return found
+    if old := found.get("old"):
+        return failed(found, f"deploy {at_least} everywhere and end what runs {', '.join(old)}")
+    return _unclear(found) or (
+        passed(found)
+        if found
+        else Finding(Verdict.INCONCLUSIVE, "nobody is connected", "start the application; compare its database role")
+    )
+
+
+def measure_older(desk: MigrationDesk, than: str) -> Finding:
+    """Is no session of the application of this version or a newer one? For the way back; nobody at all is as good.
+
+    Fails and is inconclusive as `measure`, and raises as it does.
+    """
+    limit = _version(than)
+    found = _look(desk, lambda version: version < limit, ("old", "new"))
+    if isinstance(found, Finding):
+        return found
+    if new := found.get("new"):
+        return failed(found, f"deploy a version before {than} everywhere and end what runs {', '.join(new)}")
+    return _unclear(found) or passed(found or "nobody is connected")
+
+
+def _version(text: str) -> Version:
+    wanted = parse_version(text)
     if wanted is None:
-        raise SettingsError("the wanted version is none", expected="major.minor.patch", found=at_least)
+        raise SettingsError("the wanted version is none", expected="major.minor.patch", found=text)
+    return wanted
+
+
+def _look(desk: MigrationDesk, fits: Callable[[Version], bool], words: tuple[str, str]) -> dict[str, Any] | Finding:
+    """Sessions by program: of versions that fit and that do not, under these two words, and what says no version."""
     names, role = desk.names, desk.settings.migration.app_role
     with session(desk, "fleet") as connection, speaking("look who is connected"):
         sees = connection.execute("SELECT pg_has_role('pg_read_all_stats', 'USAGE')").fetchone()
@@ -57,36 +90,39 @@ def measure(desk: MigrationDesk, at_least: str) -> Finding:
         ).fetchone()
     if sees != (True,):
         return Finding(Verdict.INCONCLUSIVE, "programs of other roles are hidden", "grant pg_monitor to this role")
-    return _judge(rows, wanted, prepared[0] if prepared else 0, at_least)
+    return _sorted(rows, fits, words, prepared[0] if prepared else 0)
 
 
-def _judge(rows: Iterable[tuple[bool, str, str, int]], wanted: Version, prepared: int, at_least: str) -> Finding:
-    new: dict[str, int] = {}
-    old: dict[str, int] = {}
-    unknown: dict[str, int] = {}
-    others: dict[str, int] = {}
+def _sorted(
+    rows: Iterable[tuple[bool, str, str, int]],
+    fits: Callable[[Version], bool],
+    words: tuple[str, str],
+    prepared: int,
+) -> dict[str, Any]:
+    named: dict[str, dict[str, int]] = {word: {} for word in (*words, "unknown", "others")}
     for application, role, program, sessions in rows:
         shown = scrub(program)[:_NAME_CHARACTERS] or "(no name)"
+        says = _PROGRAM.fullmatch(program)
+        version = parse_version(says[1]) if says else None
         if not application:
-            others[f"{role}: {shown}"] = sessions
-            continue
-        found = _PROGRAM.fullmatch(program)
-        version = parse_version(found[1]) if found else None
-        kind = unknown if version is None else old if version < wanted else new
-        kind[shown] = kind.get(shown, 0) + sessions
-    named = {"new": new, "old": old, "unknown": unknown, "others": others, "prepared_transactions": prepared}
-    measured: dict[str, Any] = {name: found for name, found in named.items() if found}
-    if old:
-        return failed(measured, f"deploy {at_least} everywhere and end what runs {', '.join(old)}")
-    if unknown or others or prepared:
-        return Finding(
-            Verdict.INCONCLUSIVE,
-            measured,
-            "have each of these say payme-api/<version> as application_name, or end it; a person may say what it is",
-        )
-    if not new:
-        return Finding(Verdict.INCONCLUSIVE, "nobody is connected", "start the application; compare its database role")
-    return passed(measured)
+            word, shown = "others", f"{role}: {shown}"
+        else:
+            word = "unknown" if version is None else words[0] if fits(version) else words[1]
+        named[word][shown] = named[word].get(shown, 0) + sessions
+    return {
+        **{word: kind for word, kind in named.items() if kind},
+        **({"prepared_transactions": prepared} if prepared else {}),
+    }
+
+
+def _unclear(found: Mapping[str, Any]) -> Finding | None:
+    if not found.keys() & {"unknown", "others", "prepared_transactions"}:
+        return None
+    return Finding(
+        Verdict.INCONCLUSIVE,
+        dict(found),
+        "have each of these say payme-api/<version> as application_name, or end it; a person may say what it is",
+    )
 
 
 def settled(findings: Sequence[Finding]) -> Finding:

@@ -1,0 +1,4 @@
+SELECT item, verdict, measured, threshold, actor, started, ended, source, sha256, remedy
+FROM ops.evidence
+WHERE run = %s
+ORDER BY id

@@ -1,0 +1,139 @@
+"""What restore workers do for the migration: the rehearsal, the age of backups, and the signed record.
+
+They hold the key of backups and the one that signs; a migration worker holds the key of phone numbers.
+"""
+
+import logging
+from datetime import timedelta
+
+from airflow.sdk import get_current_context
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from psycopg.conninfo import make_conninfo
+
+from payme_ops import __version__
+from payme_ops.backup import catalogue as backups
+from payme_ops.backup import restore, restore_test
+from payme_ops.backup.catalogue import Entry, State
+from payme_ops.backup.manifest import Tier
+from payme_ops.backup.verification import VARIABLE
+from payme_ops.foundation import evidence, record, settings
+from payme_ops.foundation.clock import utc_now
+from payme_ops.foundation.errors import NotFound, PaymeOpsError
+from payme_ops.foundation.evidence import Verdict
+from payme_ops.foundation.record import Record
+from payme_ops.foundation.settings import Settings
+from payme_ops.foundation.signing import load_private_key
+from payme_ops.foundation.stop import stoppable
+from payme_ops.migration import gates, rehearsal, steps
+from payme_ops.migration.desk import MigrationDesk
+from payme_ops.migration.names import PHONE_NUMBER
+from payme_ops.orchestration.connections import conninfo
+from payme_ops.orchestration.doors import catalogue, run_name
+from payme_ops.orchestration.migration import BACKUP, REQUEST
+
+_log = logging.getLogger("payme_ops.migration")
+
+KIND = "phone_encryption"
+_S3 = "payme_s3_restore"
+_BACKUP_MAX_AGE = timedelta(hours=26)
+_KEY_VARIABLE = "PAYME_OPS__BACKUP__VERIFICATION_KEY_FILE"
+
+
+def _newest_verified() -> Entry | None:
+    found = backups.entries(catalogue(_S3), tiers=[Tier.DAILY], newest_first=True)
+    return next((one for one in found if one.state is State.VERIFIED), None)
+
+
+def backup_and_rehearsal() -> None:
+    """A verified backup, and a green rehearsal of this very code: measured here, part of the checklist."""
+    config, run = settings.load(), run_name(get_current_context())
+    newest, now = _newest_verified(), utc_now()
+    rehearsed = record.newest(catalogue(_S3).stores.home, rehearsal.KIND, config.backup.verification_keys, VARIABLE)
+    checks = [
+        gates.backup_fresh(newest.trusted.snapshot_at if newest else None, _BACKUP_MAX_AGE, now),
+        gates.rehearsal_green(rehearsed, gates.code_digest(), now),
+    ]
+    steps.gate(MigrationDesk(config, "", conninfo("payme_ops_db"), run), BACKUP, checks)
+
+
+def rehearse() -> None:
+    """Restore the newest verified backup, migrate it there and back, keep the record. Raises PaymeOpsError if red."""
+    config, run, started = settings.load(), run_name(get_current_context()), utc_now()
+    newest = _newest_verified()
+    if newest is None:
+        raise NotFound(
+            "there is no verified backup to rehearse on",
+            expected="a daily backup that a restore test has verified",
+            found="none",
+            remedy="run backup_daily, then backup_restore_test",
+        )
+    where, manifest, ops = catalogue(_S3), newest.trusted, conninfo("payme_ops_db")
+    name = f"rehearsal_{manifest.stamp.lower()}"
+    identity = restore.load_identity(config.backup.identity_file)
+    bucket = where.stores.of(newest.tier)
+    with (
+        stoppable(),
+        restore_test.rehearsal(bucket, manifest, identity, config, name, report=_log.info) as superuser,
+    ):
+        target, application = rehearsal.open_doors(superuser, config.migration.app_role)
+        desk = MigrationDesk(config, make_conninfo(target), ops, run)
+        keys = rehearsal.throw_away_keys(PHONE_NUMBER)
+        found = rehearsal.rehearse(desk, keys, application, _log.info)
+    red = [item for item in found if item.verdict is not Verdict.PASS]
+    made = Record(
+        kind=rehearsal.KIND,
+        subject=manifest.key,
+        run=run,
+        actor=f"payme-ops {__version__}",
+        verdict="red" if red else gates.GREEN,
+        started=started,
+        ended=utc_now(),
+        facts={
+            "code": gates.code_digest(),
+            "rows": manifest.truth.rows,
+            "server": f"PostgreSQL {manifest.server.major}",
+        },
+        evidence=tuple(found),
+    )
+    _log.info("%s", record.to_markdown(made))
+    key = record.keep(where.stores.home, made, _signing_key(config))
+    _log.info("kept as %s", key)
+    if red:
+        raise PaymeOpsError(
+            f"the rehearsal is red: {', '.join(item.item for item in red)}",
+            expected="every step, every undo and the traffic green",
+            found=evidence.plain(red[0].measured),
+            remedy=red[0].remedy or "find the cause on a copy; production was not touched and stays locked",
+        )
+
+
+def keep_record() -> None:
+    """The signed record of the run: request, gates, what was found, in order; also of one that failed."""
+    context, config = get_current_context(), settings.load()
+    run, ops = run_name(context), conninfo("payme_ops_db")
+    found = evidence.of_run(ops, run)
+    asked = next((item for item in found if item.item == REQUEST), None)
+    if asked is None or asked.measured["rehearsal"] == "True":
+        _log.info("no record: nothing was done to production")
+        return
+    started = asked.started
+    ended = {item.item: item.verdict for item in found}.get("final_drift")
+    where = catalogue(_S3)
+    before = record.newest(where.stores.home, KIND, config.backup.verification_keys, VARIABLE)
+    made = Record(
+        kind=KIND,
+        subject=f"{PHONE_NUMBER.title} of {config.backup.database}",
+        run=run,
+        actor=context["dag_run"].triggering_user_name or "the scheduler",
+        verdict="DONE" if ended is Verdict.PASS else "NOT DONE",
+        started=started,
+        ended=utc_now(),
+        facts={**asked.measured, "code": gates.code_digest()},
+        evidence=tuple(found),
+    )
+    key = record.keep(where.stores.home, record.follow(made, before), _signing_key(config))
+    _log.info("%s\nkept as %s", record.to_markdown(made), key)
+
+
+def _signing_key(config: Settings) -> Ed25519PrivateKey:
+    return load_private_key(config.backup.verification_key_file, _KEY_VARIABLE)

@@ -18,11 +18,13 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from sandbox.payme_app.versions import V1, VERSIONS
 from sandbox.payme_db import traffic
 from sandbox.standin import Answer, Journal, Record, Refused, Request, Server, main, page
 
 TOKEN_VARIABLE = "PAYME_SANDBOX_API_TOKEN"  # noqa: S105  # the name of a variable
-VERSIONS = ("2.3.0", "2.3.1", "2.4.0")  # what can be started
+OLDER = ("2.3.0", "2.3.1")  # they write as 2.4.0 does
+STARTABLE = (*OLDER, *VERSIONS)
 _PATHS = ("/health", "/version", "/admin/stop", "/admin/start")
 _CONNECT_SECONDS = 3
 
@@ -38,7 +40,7 @@ class Application:
         self._traffic: threading.Thread | None = None
         self._since = 0.0
         if not self.journal.records():
-            self._note("first start", running=True, version=VERSIONS[-1], previous=VERSIONS[-2])
+            self._note("first start", running=True, version=V1.number, previous=OLDER[-1])
         if self.state["running"]:
             self._work()
 
@@ -74,7 +76,8 @@ class Application:
         if not now["running"]:
             return 503, {**told, "status": "stopped", "database": "disconnected"}
         try:
-            with psycopg.connect(self._conninfo, application_name="payme-api", autocommit=True) as connection:
+            program = f"payme-api/{now['version']}"
+            with psycopg.connect(self._conninfo, application_name=program, autocommit=True) as connection:
                 connection.execute("SELECT id FROM users LIMIT 1")
         except psycopg.Error as error:  # its message may quote rows
             return 503, {**told, "status": "unhealthy", "database": "disconnected", "error": error.sqlstate or "none"}
@@ -89,7 +92,8 @@ class Application:
 
     def _work(self) -> None:
         self._stop, self._since = threading.Event(), time.monotonic()
-        self._traffic = threading.Thread(target=traffic.run, args=(self._conninfo, self._stop), daemon=True)
+        version = VERSIONS.get(self.state["version"], V1)
+        self._traffic = threading.Thread(target=traffic.run, args=(self._conninfo, self._stop, version), daemon=True)
         self._traffic.start()
 
     def _note(self, what: str, **changed: Any) -> None:
@@ -158,8 +162,8 @@ def _version(request: Request) -> str:
     except ValueError:
         body = None
     version = body.get("version") if isinstance(body, dict) else None
-    if version not in VERSIONS:
-        raise Refused(422, {"error": f"version must be one of {', '.join(VERSIONS)}"})
+    if version not in STARTABLE:
+        raise Refused(422, {"error": f"version must be one of {', '.join(STARTABLE)}"})
     return str(version)
 
 

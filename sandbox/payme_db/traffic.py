@@ -2,12 +2,14 @@
 
     python -m sandbox.payme_db.traffic --service payme_app
 
-Every transaction keeps the ledger balanced. When the database goes away it waits for it and carries on. What it
-prints about errors is their class and SQLSTATE: messages of the server quote rows.
+New users get their number as the version of the application writes it (sandbox/payme_app/versions.py); from 2.5.0 on
+that takes ENCRYPTION_KEY. Every transaction keeps the ledger balanced. When the database goes away it waits for it and
+carries on. What it prints about errors is their class and SQLSTATE: messages of the server quote rows.
 """
 
 import argparse
 import itertools
+import os
 import secrets
 import signal
 import sys
@@ -19,6 +21,10 @@ from dataclasses import dataclass
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from payme_ops.migration import envelope
+from payme_ops.migration.envelope import Keys
+from payme_ops.migration.names import PHONE_NUMBER
+from sandbox.payme_app.versions import V1, VERSIONS, Version, parameters
 from sandbox.payme_db.generate import (
     CLEARING_ACCOUNT,
     FEE_ACCOUNT,
@@ -37,10 +43,12 @@ _OPTIONS = "-c lock_timeout=5s -c statement_timeout=10s"
 
 @dataclass(frozen=True)
 class Known:
-    """How many users and merchants there are; their ids are 1 to that."""
+    """How many users and merchants there are (their ids are 1 to that), and the version that writes."""
 
     users: int
     merchants: int
+    version: Version
+    keys: Keys | None
 
 
 def pay(conn: psycopg.Connection, known: Known) -> None:
@@ -72,14 +80,19 @@ def log_in(conn: psycopg.Connection, known: Known) -> None:
     )
 
 
-def sign_up(conn: psycopg.Connection, _known: Known) -> None:
+def sign_up(conn: psycopg.Connection, known: Known) -> None:
     # The id first: the phone number follows from it.
     row = conn.execute("SELECT nextval('users_id_seq')").fetchone()
     assert row is not None  # noqa: S101
-    conn.execute(
-        "INSERT INTO users (id, public_id, phone_number, full_name) VALUES (%s, gen_random_uuid(), %s, 'New Customer')",
-        [row[0], phone_number(row[0])],
-    )
+    number = phone_number(row[0])
+    if known.keys is None:
+        conn.execute(
+            "INSERT INTO users (id, public_id, phone_number, full_name)"
+            " VALUES (%s, gen_random_uuid(), %s, 'New Customer')",
+            [row[0], number],
+        )
+    else:
+        conn.execute(known.version.create, parameters(known.version, known.keys, row[0], number))
 
 
 # In this order, again and again: fifteen payments, and what else an API does.
@@ -107,23 +120,24 @@ def _book(conn: psycopg.Connection, transaction: int, *, debit: int, credit: int
     )
 
 
-def run(conninfo: str, stop: threading.Event) -> None:
-    """Write until `stop` is set."""
-    conninfo = make_conninfo(conninfo, application_name="payme-traffic", connect_timeout=5, options=_OPTIONS)
+def run(conninfo: str, stop: threading.Event, version: Version = V1) -> None:
+    """Write as that version until `stop` is set."""
+    keys = envelope.load_keys(os.environ, key_id="k1", names=PHONE_NUMBER) if version.reserves_id else None
+    conninfo = make_conninfo(conninfo, application_name=version.application, connect_timeout=5, options=_OPTIONS)
     while not stop.is_set():
         try:
             with psycopg.connect(conninfo, autocommit=True) as conn:
                 _say("connected")
-                _write(conn, _known(conn), stop)
+                _write(conn, Known(*_known(conn), version, keys), stop)
         except psycopg.Error as error:
             _complain(error)
             stop.wait(_RETRY_SECONDS)
 
 
-def _known(conn: psycopg.Connection) -> Known:
+def _known(conn: psycopg.Connection) -> tuple[int, int]:
     row = conn.execute("SELECT (SELECT max(id) FROM users), (SELECT max(id) FROM merchants)").fetchone()
     assert row is not None  # noqa: S101
-    return Known(*row)
+    return row[0], row[1]
 
 
 def _write(conn: psycopg.Connection, known: Known, stop: threading.Event) -> None:
@@ -160,11 +174,12 @@ def main() -> int:
         prog="python -m sandbox.payme_db.traffic", description="Small writes to the PayMe database until SIGTERM."
     )
     parser.add_argument("--service", required=True, help="libpq service of the application's role")
+    parser.add_argument("--version", choices=VERSIONS, default=V1.number, help="of the application")
     options = parser.parse_args()
     stop = threading.Event()
     for sig in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sig, lambda *_: stop.set())
-    run(f"service={options.service}", stop)
+    run(f"service={options.service}", stop, VERSIONS[options.version])
     return 0
 
 

@@ -31,3 +31,25 @@ CREATE TABLE IF NOT EXISTS {state}.control (
     said_by text NOT NULL,
     said_at timestamptz NOT NULL DEFAULT now()
 );
+
+-- What step 5 took from the plaintext column, for the undo that puts it back exactly.
+CREATE TABLE IF NOT EXISTS {state}.relaxed (
+    subject text PRIMARY KEY,
+    not_null boolean NOT NULL,
+    uniques jsonb NOT NULL                       -- as 5b_unique_plaintext.sql answers them
+);
+
+-- Rights before the brown-out, as the catalogues had them.
+CREATE TABLE IF NOT EXISTS {state}.saved_acl (
+    subject text NOT NULL,
+    column_name text NOT NULL,                   -- empty: the table
+    acl text,
+    PRIMARY KEY (subject, column_name)
+);
+
+-- The table's file when the plaintext was dropped: while it is the same, the plaintext still stands in its pages.
+CREATE TABLE IF NOT EXISTS {state}.dropped (
+    subject text PRIMARY KEY,
+    file bigint NOT NULL,
+    at timestamptz NOT NULL DEFAULT now()
+);

@@ -72,7 +72,7 @@ def restore(connection: psycopg.Connection, relation: sql.Composable, saved: Acl
         _set(connection, relation, _grantees(of_table), of_table)
     now = read(connection, relation)
     for column, acl in saved.items():
-        if column in now and now[column] != acl:
+        if column and column in now and now[column] != acl:
             wanted = _entries(connection, acl)
             present = _grantees(_entries(connection, now[column]))
             known = [*_grantees(wanted), *_grantees(of_table)]

@@ -122,7 +122,7 @@ def build_index(desk: MigrationDesk, index: str, create: sql.Composed, *, report
             connection.execute(create)
         except psycopg.Error:
             # An invalid index refuses writes all the same; only a session that has been ended leaves one behind.
-            if not connection.broken:
+            if not connection.closed:
                 _drop_if_there(connection, desk, index, report)
             raise
         return True

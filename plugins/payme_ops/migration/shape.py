@@ -14,6 +14,7 @@ from payme_ops.foundation.postgres import speaking
 from payme_ops.foundation.sql import load
 from payme_ops.migration.desk import MigrationDesk, session
 from payme_ops.migration.names import STATE_SCHEMA, Names
+from payme_ops.migration.state import subject
 
 
 class Stage(StrEnum):
@@ -116,7 +117,7 @@ def remembered(connection: psycopg.Connection, names: Names, table: str) -> bool
     row = connection.execute("SELECT to_regclass(%s)", [quoted(where)]).fetchone()
     if not row or row[0] is None:
         return False
-    found = connection.execute(sql.SQL("SELECT FROM {} WHERE relation = %s LIMIT 1").format(where), [names.title])
+    found = connection.execute(sql.SQL("SELECT FROM {} WHERE subject = %s LIMIT 1").format(where), [subject(names)])
     return found.rowcount > 0
 
 

@@ -12,10 +12,11 @@ from payme_ops.foundation.sql import load
 from payme_ops.migration.names import Names
 from payme_ops.migration.shape import Shape, named
 
-# `new` is what the canary row takes from another one; {stored} the ciphertext under the name that a version uses.
+# {stored} is the ciphertext under the name that a version uses; {columns} and {values} are the row's other ones.
 _FORMS = {
     "INSERT ... RETURNING": "INSERT INTO {relation} ({key}, {stored}, {blind_index}, {columns})"
-    " SELECT %(key)s, %(first)s, %(index)s, {values} FROM {relation} LIMIT 1 RETURNING {key}, {stored}",
+    " OVERRIDING SYSTEM VALUE SELECT %(key)s, %(first)s, %(index)s, {values} FROM {relation} LIMIT 1"
+    " RETURNING {key}, {stored}",
     "SELECT by blind index": "SELECT {key}, {stored} FROM {relation} WHERE {blind_index} = %(index)s",
     "SELECT ... FOR UPDATE": "SELECT {key}, {stored} FROM {relation} WHERE {key} = %(key)s FOR UPDATE",
     "INSERT ... ON CONFLICT": "INSERT INTO {relation} ({stored}, {blind_index}, {columns})"
@@ -44,7 +45,7 @@ def run_forms(connection: psycopg.Connection, names: Names, shape: Shape) -> dic
             values: dict[str, Any] = {"key": row[0] if row else None, "index": os.urandom(32)}
             values |= {which: f"v1:canary:{os.urandom(33).hex()}" for which in ("first", "second")}
             for form, text in _forms(shape):
-                statement = sql.SQL(text).format(**names.identifiers, stored=sql.Identifier(stored), **parts)  # type: ignore[arg-type]
+                statement = sql.SQL(text).format(**names.identifiers, stored=sql.Identifier(stored), **parts)
                 _run(connection, form, statement, values, stored)
                 ran.append(f"{form} ({stored})")
     return {"forms": ran}
@@ -68,8 +69,8 @@ def _run(
     try:
         rows = connection.execute(statement, values).fetchall()
     except psycopg.Error as error:
-        if error.sqlstate in ("55P03", "40P01"):
-            raise
+        if connection.closed or error.sqlstate in ("55P03", "40P01"):
+            raise  # it says nothing of the form
         found = f"SQLSTATE {error.sqlstate}"
     else:
         written = values["second" if "ON CONFLICT" in form else "first"]

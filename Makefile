@@ -1,7 +1,7 @@
 # `make` alone prints what there is. Everything works as root and as an ordinary user; nothing is installed outside
 # this folder.
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo tour test test-long test-unit lint types bench drill zero-downtime clean
+.PHONY: help setup lock demo tour test test-long test-unit lint types bench drill zero-downtime crash-matrix clean
 python := .venv/bin/python
 
 # make demo ARGS=--once · make tour STEP=1 · make bench SCALE=full · make setup PYTHON=python3.12
@@ -48,6 +48,9 @@ drill: setup  ## the restore test's mutation score: planted defects caught, fals
 
 zero-downtime: setup  ## the migration and its way back under traffic: failed, wrong, lost (15 minutes)
 	$(python) -m bench.zero_downtime
+
+crash-matrix: setup  ## every step of the migration struck at every statement and run again (half an hour)
+	$(python) -m bench.crash_matrix
 
 lock:  ## requirements*.in -> requirements*.txt, with hashes, for every platform (needs uv)
 	@scripts/lock $(ARGS)

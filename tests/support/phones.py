@@ -17,7 +17,7 @@ from payme_ops.migration.names import PHONE_NUMBER, statement
 from sandbox.payme_db.generate import DATABASE
 from tests.support.site import Site
 
-_TEMPLATE = "payme_phones"
+TEMPLATE = "payme_phones"
 _numbers = itertools.count(1)
 
 # What PayMe's own rules keep out and other columns of this kind have; each must come through to the byte.
@@ -143,10 +143,10 @@ def database(site: Site) -> Iterator[Phones]:
     """A copy of PayMe's database of size `test` (2,000 users), gone after the block."""
     name = f"phones_{os.getpid()}_{next(_numbers)}"
     with site.admin("postgres") as connection:
-        if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [_TEMPLATE]).rowcount:
+        if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [TEMPLATE]).rowcount:
             # Of its own, since a database that somebody is connected to cannot be copied.
-            connection.execute(_create(_TEMPLATE, DATABASE))
-        connection.execute(_create(name, _TEMPLATE))
+            connection.execute(_create(TEMPLATE, DATABASE))
+        connection.execute(_create(name, TEMPLATE))
         try:
             yield Phones(site, name)
         finally:

@@ -184,6 +184,33 @@ def test_an_old_version_on_the_renamed_column_reads_ciphertext_and_no_query_fail
     assert totals.wrong_reads > 0
 
 
+def test_a_backfill_that_does_not_compare_is_seen(phones: Phones, tmp_path: Path) -> None:
+    """Fault 1: what v2 wrote between its read and its write is overwritten with the older number's ciphertext."""
+    databases.expanded(phones)
+    with traffic(phones, tmp_path, V2) as fleet:
+        read = phones.plaintexts()
+        after(fleet, 100)
+        with phones.admin() as connection, connection.cursor() as cursor:
+            cursor.executemany(V4.change, [parameters(V4, phones.keys, user, str(text)) for user, text in read.items()])
+        fleet.roll(V3)
+        totals = after(fleet, 50)
+        with fleet.still():
+            lost = fleet.lost_writes(phones.conninfo("payme_owner"), V3)
+    assert totals.failed_queries == 0, totals.what
+    assert totals.wrong_reads > 0
+    assert lost
+
+
+def test_an_old_version_that_stays_behind_is_seen_when_there_is_no_trigger(phones: Phones, tmp_path: Path) -> None:
+    """Fault 2: v1 writes the plaintext alone after the backfill, no ciphertext is missing, and v3 reads the older."""
+    databases.encrypted(phones)
+    execute(phones, "DROP TRIGGER users_phone_number_stale ON users")
+    with traffic(phones, tmp_path, V1) as fleet:
+        after(fleet, 100)
+        fleet.roll(V3)
+        assert after(fleet, 50).wrong_reads > 0
+
+
 def test_a_new_version_before_the_rename_fails(phones: Phones, tmp_path: Path) -> None:
     with traffic(phones, tmp_path, V2) as fleet:
         totals = after(fleet, 50)

@@ -16,6 +16,7 @@ import pytest
 from payme_ops.foundation.errors import DatabaseUnavailable, GateClosed, LeaseHeld, LockBudgetSpent
 from payme_ops.migration import backfill, envelope
 from payme_ops.migration.backfill import Done
+from sandbox import postgres
 from sandbox.payme_db.generate import CANARY_PHONE
 from sandbox.postgres import PROJECT
 from tests.support.backfills import BATCH, before_batch, cursor, encrypt_all, small_batches, stored
@@ -226,6 +227,22 @@ def test_a_cut_connection_is_worth_another_try(
     done_to, written = cursor(phones)
     assert (number - 1) * BATCH <= done_to == written < USERS  # what was read ahead may be written
     assert encrypt_all(phones).written == USERS
+    assert phones.decrypted() == phones.plaintexts()
+
+
+def test_after_a_crash_of_the_server_rows_and_cursor_agree(phones: Phones, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last batches may be lost, since none waits for the disk: then the cursor has not moved either."""
+    small_batches(monkeypatch)
+    before_batch(monkeypatch, 9, lambda: postgres.stop(phones.site.cluster, "immediate"))
+    try:
+        with pytest.raises(DatabaseUnavailable):
+            encrypt_all(expanded(phones))
+    finally:
+        phones.site.start_postgres()
+    done_to, written = cursor(phones)
+    assert {key for key, text in stored(phones).items() if text} == set(range(1, done_to + 1))
+    assert written == done_to <= 8 * BATCH
+    assert encrypt_all(phones) == Done(USERS, USERS, 0)
     assert phones.decrypted() == phones.plaintexts()
 
 

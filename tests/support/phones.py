@@ -147,9 +147,10 @@ def database(site: Site) -> Iterator[Phones]:
             # Of its own, since a database that somebody is connected to cannot be copied.
             connection.execute(_create(TEMPLATE, DATABASE))
         connection.execute(_create(name, TEMPLATE))
-        try:
-            yield Phones(site, name)
-        finally:
+    try:
+        yield Phones(site, name)
+    finally:
+        with site.admin("postgres") as connection:  # another one: the server may have been killed in between
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 

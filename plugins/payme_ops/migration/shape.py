@@ -79,6 +79,7 @@ def inspect(connection: psycopg.Connection, names: Names) -> Shape:
     """Read it. Raises NotFound without table or column, DatabaseUnavailable, DatabaseError."""
     with speaking(f"look at {names.title}"), connection.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(load("phone_encryption/shape.sql"), named(names)).fetchone()
+        relaxed, browned_out = (remembered(connection, names, table) for table in ("relaxed", "saved_acl"))
     if row is None or not (row["plaintext_name"] or row["has_ciphertext"]):
         raise NotFound(
             f"there is no column {names.title}.{names.plaintext}",
@@ -88,11 +89,7 @@ def inspect(connection: psycopg.Connection, names: Names) -> Shape:
         )
     row["switched"] = row["switched"] and not row["has_ciphertext"]
     row["has_plaintext"] = row.pop("plaintext_name") and not row["switched"]
-    return Shape(
-        **row,
-        relaxed=remembered(connection, names, "relaxed"),
-        browned_out=remembered(connection, names, "saved_acl"),
-    )
+    return Shape(**row, relaxed=relaxed, browned_out=browned_out)
 
 
 def named(names: Names) -> dict[str, Any]:

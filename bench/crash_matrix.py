@@ -9,6 +9,7 @@ docs/crash-matrix.md. Exit code 1 when something did not recover.
 import hashlib
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import sys
@@ -256,6 +257,7 @@ def _strike(ground: Ground, kind: Strike, kill: Callable[[], None], session: int
 def _task(pipe: Pipe, environment: dict[str, str], desk: MigrationDesk, case: str, number: int) -> None:
     """The process of a task. Ends with 0: done, 3: one of our errors; anything else is a fault of ours."""
     os.environ.update(environment)
+    logging.disable()  # of psycopg's: what it cannot roll back
     _stop_before(pipe, str(conninfo_to_dict(desk.target)["dbname"]), number)
     try:
         CASES[case].work(desk, _keys(environment))

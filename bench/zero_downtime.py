@@ -121,7 +121,10 @@ def measure(ground: Ground, folder: Path, pace: Pace, say: Report) -> dict[str, 
         blocked = _purge(ground, fleet, say)
         fleet.stop()
         lost = fleet.lost_writes(ground.superuser, V5, untouched=True)
-        return _figures(fleet.account(), [begun, first], taken, pace, lost) | {"users": ground.users, "purge": blocked}
+        return figures_of(fleet.account(), (begun, first), taken, pace, lost) | {
+            "users": ground.users,
+            "purge": blocked,
+        }
 
 
 def there_and_back(ground: Ground, fleet: Fleet, say: Report) -> list[Step]:
@@ -240,10 +243,11 @@ def _purge(ground: Ground, fleet: Fleet, say: Report) -> dict[str, float]:
     return {"seconds": round(seconds, 2), "longest_request_ms": round(longest, 1)}
 
 
-def _figures(
-    account: Account, start: Sequence[float], taken: Sequence[Taken], pace: Pace, lost: Sequence[int]
+def figures_of(
+    account: Account, start: tuple[float, float], taken: Sequence[Taken], pace: Pace, lost: Sequence[int]
 ) -> dict[str, Any]:
-    before = [(start[0], start[1]), *((each.during_until, each.after_until) for each in taken)]
+    """What is published. `start` is the window before the first step, `lost` what the end has shown."""
+    before = [start, *((each.during_until, each.after_until) for each in taken)]
     of_steps = [_step_figures(account, each, window, pace.window) for each, window in zip(taken, before, strict=False)]
     totals = account.totals()
     return {

@@ -338,8 +338,10 @@ def test_who_names_the_column_is_refused_and_everybody_else_works_on(each_phones
         version.every_form()
 
 
-def test_rights_come_back_at_once_while_readers_and_writers_are_open(phones: Phones) -> None:
-    with browned_out(phones).app() as app, app.transaction():
+def test_rights_come_back_at_once_whoever_is_at_work(phones: Phones) -> None:
+    """Readers and writers, and a vacuum against wraparound, which gives way to nobody."""
+    with browned_out(phones).app() as app, app.transaction(), phones.admin() as vacuum, vacuum.transaction():
+        vacuum.execute("LOCK TABLE users IN SHARE UPDATE EXCLUSIVE MODE")
         app.execute("SELECT count(id) FROM users")
         app.execute("UPDATE users SET full_name = 'x' WHERE id = 1")
         began = time.monotonic()
@@ -744,6 +746,7 @@ def test_who_has_built_on_the_view_holds_the_shim(phones: Phones) -> None:
     assert shape(phones).stage == Stage.SHIMMED
 
 
+@pytest.mark.long
 def test_cut_before_any_statement_each_can_be_run_again(phones: Phones, monkeypatch: pytest.MonkeyPatch) -> None:
     rules = definition(finished(phones))
     steps: list[tuple[Callable[..., object], Stage]] = [

@@ -20,24 +20,35 @@ from payme_ops.migration.names import statement
 from payme_ops.migration.shape import named
 
 T = TypeVar("T")
+# Everybody who comes after us stands behind us as long as we wait. A process that stands still with a lock in its hands
+# loses its session, and with it the lock.
+_LIMITS = "SET LOCAL lock_timeout = '200ms'; SET LOCAL idle_in_transaction_session_timeout = '2s'"
 _GIVEN_WAY = {"55P03", "40P01"}  # lock_timeout, deadlock
 _JITTER = wait_random(0.1, 0.6)
 
 
 def with_lock_budget(
-    desk: MigrationDesk, part: str, work: Callable[[psycopg.Connection], T], *, wait: wait_base = _JITTER
+    desk: MigrationDesk,
+    part: str,
+    work: Callable[[psycopg.Connection], T],
+    *,
+    of_table: bool = True,
+    wait: wait_base = _JITTER,
 ) -> T:
     """What `work` answers, done in one transaction as the table's owner; tried until it gets its locks.
 
-    The lease is held for each try only; try_lock.sql says what a try does. Raises LockBudgetSpent naming who holds the
-    lock, and then nothing is changed; LeaseHeld when another change goes on all the time; what `work` raises.
+    Not `of_table`: it needs none on the table, and so waits for no vacuum. The lease is held for each try only. Raises
+    LockBudgetSpent naming who holds the lock, and then nothing is changed; LeaseHeld when another change goes on all
+    the time; what `work` raises.
     """
 
     def attempt() -> T:
         with owner_session(desk, part) as connection, lease.hold(desk.ops, f"ddl:{desk.database}", desk.run) as held:
             try:
                 with speaking(f"{part} {desk.names.title}"), connection.transaction():
-                    connection.execute(statement(desk.names, "try_lock.sql"))
+                    if of_table:
+                        connection.execute(statement(desk.names, "try_lock.sql"))
+                    connection.execute(_LIMITS)
                     done = work(connection)
                     held.check()
                 return done

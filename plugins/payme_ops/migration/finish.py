@@ -34,13 +34,14 @@ def do_finish(desk: MigrationDesk, report: Report) -> dict[str, Any]:
     unique = before.unique_plaintext
     _build(desk, unique=unique, report=report)
     validate(desk, names.made["format_check"])
-    with_lock_budget(desk, "complete check", _add_complete(desk))
+    add_complete(desk)
     try:
         validate(desk, names.made["complete_check"])
     except DatabaseError as error:
         if error.sqlstate != _CHECK_VIOLATION:
             raise
-        with_lock_budget(desk, "undo complete check", _drop_complete(desk))
+        drop = sql.SQL("ALTER TABLE {relation} DROP CONSTRAINT IF EXISTS {complete_check}").format(**names.identifiers)
+        with_lock_budget(desk, "undo complete check", lambda connection: connection.execute(drop))
         _require_no_fault(_missing(desk), "rows lack their ciphertext", "an old version writes: see the fleet gate")
         raise
     report(f"{names.title} is indexed and checked")
@@ -78,17 +79,14 @@ _DUPLICATES = (
 )
 
 
-def _add_complete(desk: MigrationDesk) -> Any:
+def add_complete(desk: MigrationDesk) -> None:
+    """Add the check that no number is without its ciphertext, unless it is there; `validate` comes after."""
+
     def work(connection: psycopg.Connection) -> None:
         if inspect(connection, desk.names).complete_check is None:
             connection.execute(statement(desk.names, "3_complete.sql"))
 
-    return work
-
-
-def _drop_complete(desk: MigrationDesk) -> Any:
-    drop = sql.SQL("ALTER TABLE {relation} DROP CONSTRAINT IF EXISTS {complete_check}").format(**desk.names.identifiers)
-    return lambda connection: connection.execute(drop)
+    with_lock_budget(desk, "complete check", work)
 
 
 def undo_finish(desk: MigrationDesk, report: Report) -> dict[str, Any]:
@@ -106,7 +104,6 @@ def undo_finish(desk: MigrationDesk, report: Report) -> dict[str, Any]:
         connection.execute(statement(names, "3_undo_finish.sql"))
         return True
 
-    # Checks first: without the index they are slow to no one, without them an index that is gone is missed by no one.
     unchecked = with_lock_budget(desk, "undo finish", work)
     dropped = drop_index(desk, names.made["index"], report=report)
     report(f"{names.title} has no index and no check over its ciphertexts")

@@ -20,7 +20,7 @@ from payme_ops.foundation.sql import load
 from payme_ops.migration import acl
 from payme_ops.migration.ddl import build_index, validate, with_lock_budget
 from payme_ops.migration.desk import MigrationDesk, owner_session, session
-from payme_ops.migration.finish import duplicates, show_ids
+from payme_ops.migration.finish import add_complete, duplicates, show_ids
 from payme_ops.migration.forms import run_forms
 from payme_ops.migration.names import Names, statement
 from payme_ops.migration.shape import Shape, Stage, inspect, named, quoted, reached, require, source
@@ -94,14 +94,10 @@ def undo_relax(desk: MigrationDesk, report: Report) -> dict[str, Any]:
     if not_null:
         _put_back_not_null(desk)
 
-    def complete(connection: psycopg.Connection) -> None:
-        if inspect(connection, names).complete_check is None:
-            connection.execute(statement(names, "3_complete.sql"))
-
     def forget(connection: psycopg.Connection) -> None:
         connection.execute(_forget(names, "relaxed"), [subject(names)])
 
-    with_lock_budget(desk, "complete check", complete)
+    add_complete(desk)
     validate(desk, names.made["complete_check"])
     with_lock_budget(desk, "undo relax", forget)
     report(f"{names.title}.{names.plaintext} has its rules again")
@@ -233,7 +229,7 @@ def do_brown_out(desk: MigrationDesk, report: Report) -> dict[str, Any]:
         acl.narrow(connection, relation, owner, rights, names.plaintext)
         return True
 
-    changed = with_lock_budget(desk, "brown-out", work)
+    changed = with_lock_budget(desk, "brown-out", work, of_table=False)
     report(f"nobody but the owner has a right on {names.title}.{names.plaintext}" + ("" if changed else " already"))
     return {"changed": changed}
 
@@ -256,7 +252,7 @@ def undo_brown_out(desk: MigrationDesk, report: Report) -> dict[str, Any]:
         return _restore_rights(connection, names)
 
     began = time.monotonic()
-    changed = with_lock_budget(desk, "undo brown-out", work)
+    changed = with_lock_budget(desk, "undo brown-out", work, of_table=False)
     seconds = round(time.monotonic() - began, 2)
     report(f"rights on {names.title} are as they were" + (f", after {seconds} s" if changed else ""))
     return {"changed": changed, "seconds": seconds}

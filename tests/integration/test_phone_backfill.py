@@ -9,19 +9,20 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 import pytest
 
-from payme_ops.foundation.errors import DatabaseUnavailable, GateClosed, LeaseHeld, LockBudgetSpent
-from payme_ops.migration import backfill, envelope
+from payme_ops.foundation.errors import DatabaseUnavailable, GateClosed, LeaseHeld, LockBudgetSpent, UnexpectedSchema
+from payme_ops.migration import backfill, envelope, state
 from payme_ops.migration.backfill import Done
 from sandbox import postgres
 from sandbox.payme_db.generate import CANARY_PHONE
 from sandbox.postgres import PROJECT
 from tests.support.backfills import BATCH, before_batch, cursor, encrypt_all, small_batches, stored
 from tests.support.installation import quiet
-from tests.support.phones import Phones, expanded
+from tests.support.phones import Phones, encrypted, expanded
 from tests.support.waiting import eventually
 
 USERS = 2_000
@@ -43,7 +44,7 @@ def write_both(connection: psycopg.Connection, phones: Phones, user: int, phone:
     )
 
 
-def updated_at(phones: Phones) -> list[object]:
+def updated_at(phones: Phones) -> list[tuple[Any, ...]]:
     with phones.admin() as connection:
         return connection.execute("SELECT id, updated_at FROM users ORDER BY id").fetchall()
 
@@ -137,6 +138,19 @@ def test_a_pass_that_is_done_is_not_done_again_and_the_next_one_is(phones: Phone
     low, high = backfill.plan_ranges(phones.desk, 1)[0]
     assert backfill.encrypt_range(phones.desk, phones.keys, low, high, pass_number=2) == Done(1, 1, 0)
     assert phones.decrypted() == phones.plaintexts()
+
+
+def test_before_the_columns_are_there_and_once_the_plaintext_may_be_stale_nothing_is_encrypted(phones: Phones) -> None:
+    with pytest.raises(UnexpectedSchema, match="expected expanded or later, and not yet relaxed; found as it was"):
+        encrypt_all(phones)
+    encrypt_all(encrypted(phones))
+    update(phones, 5, ANOTHER)
+    with phones.admin() as connection:
+        values = [state.subject(phones.names), True, "[]"]
+        connection.execute("INSERT INTO payme_migration.relaxed VALUES (%s, %s, %s)", values)
+    with pytest.raises(UnexpectedSchema, match="not yet relaxed"):
+        backfill.catch_up(phones.desk, phones.keys)
+    assert phones.decrypted()[5] is None
 
 
 def test_an_empty_table_has_no_ranges_and_is_caught_up(phones: Phones) -> None:

@@ -1,5 +1,7 @@
 """A person pauses, resumes or ends a backfill while it runs, with a reason that it tells."""
 
+from collections.abc import Callable
+
 import pytest
 
 from payme_ops.foundation.errors import Aborted, SettingsError
@@ -62,7 +64,7 @@ def test_one_that_is_paused_can_be_aborted(phones: Phones) -> None:
 
 
 @pytest.mark.parametrize("say", [control.pause, control.resume, control.abort])
-def test_nothing_is_said_without_a_reason(phones: Phones, say: type[control.pause]) -> None:
+def test_nothing_is_said_without_a_reason(phones: Phones, say: Callable[..., None]) -> None:
     with pytest.raises(SettingsError, match="the reason says nothing"):
         say(phones.desk, reason="  because  ")
     assert control.status(phones.desk) == control.Status(None, [])

@@ -5,6 +5,7 @@ moves the range's cursor, so whatever ends the work, no row is done twice and no
 read and write is left as it is, and passes are repeated until one finds nothing.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +17,14 @@ from typing import Any
 
 import psycopg
 
-from payme_ops.foundation.errors import GateClosed, LeaseHeld, LockBudgetSpent, NotFound, UnexpectedSchema
+from payme_ops.foundation.errors import GateClosed, LeaseHeld, LockBudgetSpent, NotFound
 from payme_ops.foundation.postgres import speaking
 from payme_ops.foundation.progress import Progress, Report, rows
 from payme_ops.migration import control, envelope, state
 from payme_ops.migration.desk import MigrationDesk, session
 from payme_ops.migration.envelope import Keys, Undecryptable
 from payme_ops.migration.names import Names, statement
-from payme_ops.migration.shape import named, remembered
+from payme_ops.migration.shape import Stage, inspect, named, require
 from payme_ops.migration.throttle import Throttle, watching
 
 # About 1,000 rows: measured to leave the application's p99 within 2 times and its maximum as it was, while 20,000 rows
@@ -135,8 +136,9 @@ def encrypt_range(
 ) -> Done:
     """Give the rows of a range their ciphertext and blind index. A range that is done in this pass is not done again.
 
-    Raises Aborted, LeaseHeld (another task has this range), LockBudgetSpent, DatabaseUnavailable, DatabaseError. Run
-    again after anything: it goes on where it was, and answers for the whole range.
+    Raises UnexpectedSchema before step 1 and after step 5b, Aborted, LeaseHeld (another task has this range),
+    LockBudgetSpent, DatabaseUnavailable, DatabaseError. Run again after anything: it goes on where it was, and answers
+    for the whole range.
     """
     part = _Range(desk.names, "encrypt", pass_number, low, high)
     return _work(desk, part, partial(_encrypted, keys, desk.names), report)
@@ -181,13 +183,13 @@ def clear_range(desk: MigrationDesk, low: int, high: int, *, report: Report | No
     """Take ciphertext and blind index away from the rows of a range; answers of how many. Locked rows keep theirs.
 
     The undo of step 3 needs it not: until reads are switched nobody uses them. Raises UnexpectedSchema when the
-    plaintext no longer has to be there, for it may be the older of the two.
+    plaintext may be the older of the two.
     """
     state.ensure(desk)
     names, progress = desk.names, Progress("clear", report=report, show=rows)
     part = _Range(names, "encrypt", 0, low, high)
     with session(desk, "backfill") as connection, speaking("clear a range"):
-        _require_plaintext(connection, names)
+        _require(connection, part)
         connection.execute(statement(names, "3_forget.sql"), {**part.values, "pass_number": None})
         _silence(connection, names)
         after: int | None = low
@@ -197,16 +199,6 @@ def clear_range(desk: MigrationDesk, low: int, high: int, *, report: Report | No
             progress.add(count)
     progress.finish()
     return progress.done
-
-
-def _require_plaintext(connection: psycopg.Connection, names: Names) -> None:
-    if remembered(connection, names, "relaxed"):
-        raise UnexpectedSchema(
-            "the ciphertexts may be all there is",
-            expected=f"{names.title} before step 5b",
-            found="its plaintext column relaxed: versions of the application write the ciphertext alone",
-            remedy="run the reverse backfill and undo step 5b first",
-        )
 
 
 def _until_nothing_is_left(desk: MigrationDesk, work: str, run: Callable[..., Done]) -> int:
@@ -260,20 +252,28 @@ _WRITE = {"encrypt": "3_write_batch.sql", "decrypt": "3_write_batch_back.sql"}
 
 def _work(desk: MigrationDesk, part: _Range, prepare: _Prepare, report: Report | None) -> Done:
     state.ensure(desk)
+    say = report or logging.getLogger("payme_ops").info
     with ExitStack() as stack:
         stack.enter_context(speaking(str(part)))
         writer = stack.enter_context(_writing(desk, part))
+        _require(writer, part)
         done_to, *_, ended = writer.execute(statement(desk.names, "3_begin_range.sql"), part.values).fetchone() or ()
         if not ended:
             reader = stack.enter_context(_reading(desk))
             throttle = stack.enter_context(watching(desk, part.low, part.high))
             total = _estimate(reader, part, done_to)
-            progress = Progress(str(part), total=total, report=report, show=rows)
-            _tell_triggers(writer, desk.names, report)
+            progress = Progress(str(part), total=total, report=say, show=rows)
+            _tell_triggers(writer, desk.names, say)
             read = partial(_read, reader, part, prepare)
-            _write_all(desk, part, writer, read, done_to, throttle, progress, report)
+            _write_all(desk, part, writer, read, done_to, throttle, progress, say)
             progress.finish()
         return _end(writer, part)
+
+
+def _require(connection: psycopg.Connection, part: _Range) -> None:
+    """Once relaxed the plaintext may be the older of the two, once dropped there is none. Raises UnexpectedSchema."""
+    too_late = Stage.RELAXED if part.work == "encrypt" else Stage.SHIMMED
+    require(inspect(connection, part.names), part.names, Stage.EXPANDED, before=too_late)
 
 
 def _write_all(
@@ -284,14 +284,14 @@ def _write_all(
     done_to: int,
     throttle: Throttle,
     progress: Progress,
-    report: Report | None,
+    say: Report,
 ) -> None:
     size = FIRST_SIZE
     with ThreadPoolExecutor(1, thread_name_prefix="read ahead") as ahead:
         coming = ahead.submit(read, done_to, size)
         while batch := coming.result():
             coming = ahead.submit(read, batch.done_to, size)
-            _wait(writer, part, throttle, progress, report)
+            _wait(writer, part, throttle, progress, say)
             began = time.monotonic()
             _write(writer, part, batch, desk.settings.migration.lock_budget_seconds)
             seconds = time.monotonic() - began
@@ -301,19 +301,17 @@ def _write_all(
                 time.sleep(seconds)
 
 
-def _wait(
-    writer: psycopg.Connection, part: _Range, throttle: Throttle, progress: Progress, report: Report | None
-) -> None:
+def _wait(writer: psycopg.Connection, part: _Range, throttle: Throttle, progress: Progress, say: Report) -> None:
     """Return when nothing and nobody wants the backfill to wait. Raises Aborted."""
-    told = ""
+    waited = False
     while why := control.waits(writer, part.names) or throttle.waits():
-        if report and not told:
-            report(f"{part} waits: {why}")
-        told = why
+        if not waited:
+            say(f"{part} waits: {why}")
+        waited = True
         progress.add(0, slowed=why)
         throttle.wait_for_news()
-    if report and told:
-        report(f"{part} goes on")
+    if waited:
+        say(f"{part} goes on")
 
 
 def _read(reader: psycopg.Connection, part: _Range, prepare: _Prepare, after: int, size: int) -> _Batch | None:
@@ -441,10 +439,9 @@ def _silence(connection: psycopg.Connection, names: Names) -> list[str]:
     return [row[0] for row in connection.execute(statement(names, "3_triggers.sql"), values)]
 
 
-def _tell_triggers(writer: psycopg.Connection, names: Names, report: Report | None) -> None:
-    fired = _silence(writer, names)
-    if fired and report:
-        report(f"triggers_fired: {', '.join(fired)}; the role may not set session_replication_role")
+def _tell_triggers(writer: psycopg.Connection, names: Names, say: Report) -> None:
+    if fired := _silence(writer, names):
+        say(f"triggers_fired: {', '.join(fired)}; the role may not set session_replication_role")
 
 
 def _estimate(connection: psycopg.Connection, part: _Range, after: int) -> int:

@@ -11,7 +11,7 @@ from payme_ops.foundation.errors import Aborted, SettingsError
 from payme_ops.foundation.postgres import speaking
 from payme_ops.migration import state
 from payme_ops.migration.desk import MigrationDesk, session
-from payme_ops.migration.names import Names, statement
+from payme_ops.migration.names import STATE_SCHEMA, Names, statement
 
 _SHORTEST_REASON = 10
 
@@ -84,8 +84,9 @@ def _say(desk: MigrationDesk, word: Word, reason: str) -> None:
 
 def status(desk: MigrationDesk) -> Status:
     """What was said, and how far the passes are. Raises DatabaseError, DatabaseUnavailable."""
-    state.ensure(desk)
     with session(desk, "control") as connection, speaking("look at the backfill"):
+        if not connection.execute("SELECT FROM pg_namespace WHERE nspname = %s", [STATE_SCHEMA]).rowcount:
+            return Status(None, [])
         rows = connection.execute(statement(desk.names, "3_passes.sql"), [state.subject(desk.names)]).fetchall()
         return Status(_said(connection, desk.names), [PassDone(*row) for row in rows])
 

@@ -41,8 +41,8 @@ def do_expand(desk: MigrationDesk, report: Report) -> dict[str, Any]:
         if shape.reached(Stage.EXPANDED):
             return False
         _require_nothing_of_it(desk, shape)
-        connection.execute(statement(names, "1_expand.sql"))
         connection.execute(statement(names, "state.sql"))
+        connection.execute(statement(names, "1_expand.sql"))
         acl.copy_column(connection, names, names.plaintext, [names.ciphertext, names.blind_index])
         return True
 

@@ -75,13 +75,12 @@ def encrypt_all(phones: Phones, report: Callable[[str], None] | None = None) -> 
 
 
 def cursor(phones: Phones) -> tuple[int, int]:
-    """How far the newest range has come: rows up to this key, and how many were written."""
+    """How far the newest range has come, if it has begun: rows up to this key, and how many were written."""
     with phones.admin() as connection:
         row = connection.execute(
             "SELECT done_to, written FROM payme_migration.progress ORDER BY began_at DESC LIMIT 1"
         ).fetchone()
-    assert row is not None
-    return row[0], row[1]
+    return (row[0], row[1]) if row else (0, 0)
 
 
 def stored(phones: Phones) -> dict[int, str | None]:

@@ -256,9 +256,9 @@ def _work(desk: MigrationDesk, part: _Range, prepare: _Prepare, report: Report |
     with ExitStack() as stack:
         stack.enter_context(speaking(str(part)))
         writer = stack.enter_context(_writing(desk, part))
-        _require(writer, part)
         done_to, *_, ended = writer.execute(statement(desk.names, "3_begin_range.sql"), part.values).fetchone() or ()
         if not ended:
+            _require(writer, part)
             reader = stack.enter_context(_reading(desk))
             throttle = stack.enter_context(watching(desk, part.low, part.high))
             total = _estimate(reader, part, done_to)

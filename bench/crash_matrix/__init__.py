@@ -12,7 +12,6 @@ import json
 import logging
 import multiprocessing
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -448,7 +447,3 @@ def main() -> int:
     day = datetime.now(EAT).strftime("%Y-%m-%d")
     PAGE.write_text(f"{before}{_BEGIN}{table(rows, day)}{_END}{rest.partition(_END)[2]}")
     return 1 if any(row.faults for row in rows) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

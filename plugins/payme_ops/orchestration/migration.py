@@ -46,8 +46,9 @@ from payme_ops.orchestration.doors import run_name
 _log = logging.getLogger("payme_ops.migration")
 
 # Items of evidence beside the gates of the steps.
-REQUEST, BACKUP, BEFORE, VERIFIED, DRIFT, BROWNED_OUT = (
+REQUEST, REHEARSED, BACKUP, BEFORE, VERIFIED, DRIFT, BROWNED_OUT = (
     "migration_request",
+    "rehearsal",
     "backup_and_rehearsal",
     "before_the_migration",
     "every_row",
@@ -432,15 +433,22 @@ def look_before_purge() -> None:
 
 
 def verdict() -> None:
-    """The run's colour: green only when the plaintext is gone and everything after it is right."""
+    """The run's colour: green only when the plaintext is gone and everything after it is right; in a rehearsal, when
+    that was green."""
     desk = _desk()
+    if _asked(desk, "rehearsal") == "True":
+        if (rehearsed := evidence.latest(desk.ops, desk.run, REHEARSED)).verdict is not Verdict.PASS:
+            raise GateClosed(
+                "the rehearsal is red", expected=rehearsed.threshold, found=evidence.plain(rehearsed.measured)
+            )
+        return
     with session(desk, "look") as connection:
-        found = shape.inspect(connection, desk.names)
-    if not found.switched or found.shim:
+        table = shape.inspect(connection, desk.names)
+    if not table.switched or table.shim:
         raise PaymeOpsError(
             "the migration is not over",
             expected="the ciphertext under the plaintext's name, and no shim",
-            found=found.stage,
+            found=table.stage,
             remedy="see which task is red or waits; clear it when its cause is gone, or run phone_encryption_rollback",
         )
     try:
@@ -510,8 +518,8 @@ def reverse() -> None:
     require_approval(get_current_context(), gate="approve_rollback", evidence_item="rollback_plan")
     with session(desk, "look") as connection:
         found = shape.inspect(connection, desk.names)
-    if not found.has_ciphertext:
-        raise AirflowSkipException("there is no ciphertext to be decrypted")
+    if not found.relaxed:
+        raise AirflowSkipException("the plaintext had to be written all the time: it is right as it is")
     with stoppable():
         _log.info("%d passes until every plaintext was right", backfill.reverse(desk, _keys(desk), _log.info))
 

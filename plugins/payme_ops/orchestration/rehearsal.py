@@ -19,7 +19,7 @@ from payme_ops.backup.verification import VARIABLE
 from payme_ops.foundation import evidence, record, settings
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import NotFound, PaymeOpsError
-from payme_ops.foundation.evidence import Verdict
+from payme_ops.foundation.evidence import Finding, Verdict
 from payme_ops.foundation.record import Record
 from payme_ops.foundation.settings import Settings
 from payme_ops.foundation.signing import load_private_key
@@ -29,7 +29,7 @@ from payme_ops.migration.desk import MigrationDesk
 from payme_ops.migration.names import PHONE_NUMBER
 from payme_ops.orchestration.connections import conninfo
 from payme_ops.orchestration.doors import catalogue, run_name
-from payme_ops.orchestration.migration import BACKUP, REQUEST
+from payme_ops.orchestration.migration import BACKUP, REHEARSED, REQUEST
 
 _log = logging.getLogger("payme_ops.migration")
 
@@ -97,11 +97,14 @@ def rehearse() -> None:
     )
     _log.info("%s", record.to_markdown(made))
     key = record.keep(where.stores.home, made, _signing_key(config))
-    _log.info("kept as %s", key)
+    outcome = Finding(Verdict.FAIL if red else Verdict.PASS, {"verdict": made.verdict, "record": key})
+    threshold = "every step, every undo and the traffic green"
+    total = evidence.conclude(REHEARSED, outcome, threshold=threshold, actor=run, source=manifest.key, started=started)
+    evidence.record(ops, run, [total])
     if red:
         raise PaymeOpsError(
             f"the rehearsal is red: {', '.join(item.item for item in red)}",
-            expected="every step, every undo and the traffic green",
+            expected=threshold,
             found=evidence.plain(red[0].measured),
             remedy=red[0].remedy or "find the cause on a copy; production was not touched and stays locked",
         )

@@ -1,0 +1,192 @@
+"""The task bodies of phone_encryption on a real database: what each refuses, and what a click in the UI cannot skip."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from payme_ops.foundation import approvals, evidence
+from payme_ops.foundation.errors import GateClosed, NotApproved, NotFound, SettingsError
+from payme_ops.foundation.evidence import Verdict
+from payme_ops.migration.shape import Stage
+from payme_ops.orchestration import migration
+from payme_ops.orchestration.migration import BACKUP, REQUEST, VERIFIED
+from tests.support.installation import Installation
+from tests.support.phones import Phones
+from tests.support.steps import shape
+
+RUN = "manual__1"
+NAME, OPS = f"phone_encryption/{RUN}", "service=payme_ops_db"
+ASKED: dict[str, Any] = {
+    "rehearsal": False,
+    "reason": "a test",
+    "writes_both": "2.5.0",
+    "reads_ciphertext": "2.6.0",
+    "ignores_plaintext": "2.7.0",
+    "final_name": "2.8.0",
+    "window_from": "00:00",
+    "window_to": "23:59",
+    "workers": 2,
+    "brown_out_minutes": 0,
+    "change_url": "",
+    "purge_free_bytes": "",
+}
+
+
+@pytest.fixture
+def context(installation: Installation, phones: Phones, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """As Airflow gives it; there is no Slack and no PayMe API, and the database is the test's own."""
+    for name in ("SLACK", "API"):
+        installation.set_all({f"AIRFLOW_CONN_PAYME_{name}": None})
+    connection = json.loads(installation.site.world.env["AIRFLOW_CONN_PAYME_DB_MIGRATE"])
+    installation.set_all({"AIRFLOW_CONN_PAYME_DB_MIGRATE": json.dumps({**connection, "schema": phones.name})})
+    run = SimpleNamespace(dag_id="phone_encryption", run_id=RUN, clear_number=0, triggering_user_name="oncall")
+    made = {"dag": run, "run_id": RUN, "dag_run": run, "params": dict(ASKED), "ti": None}
+    monkeypatch.setattr(migration, "get_current_context", lambda: made)
+    monkeypatch.setattr(migration, "_BETWEEN_OBSERVATIONS_SECONDS", 0.01)
+    monkeypatch.setattr(migration, "_WATCH_EVERY_SECONDS", 0.01)
+    with installation.site.admin("payme_ops") as admin:
+        admin.execute("DELETE FROM ops.evidence WHERE run = %s", [NAME])
+        admin.execute("DELETE FROM ops.approvals WHERE run = %s", [NAME])
+    return made
+
+
+def approve(gate: str, item: str, responder: str = "approver") -> None:
+    """An answer at a gate, to what is true now."""
+    digest = evidence.latest(OPS, NAME, item).sha256
+    approvals.ask(OPS, run=NAME, gate=gate, digest=digest, requested_by="oncall")
+    approvals.answer(OPS, run=NAME, gate=gate, choice="Approve", responder=responder, reason="")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("reason", None, "wants a reason"),
+        ("reason", "  ", "wants a reason"),
+        ("writes_both", "two", "not a sequence"),
+        ("reads_ciphertext", "2.4.9", "not a sequence"),
+        ("window_to", "5 o'clock", "HH:MM"),
+    ],
+)
+def test_a_request_that_cannot_be_meant_is_refused(context: dict[str, Any], field: str, value: Any, says: str) -> None:
+    context["params"][field] = value
+    with pytest.raises(SettingsError, match=says):
+        migration.check_request()
+    with pytest.raises(NotFound):
+        evidence.latest(OPS, NAME, REQUEST)
+
+
+@pytest.mark.usefixtures("context")
+def test_the_checklist_is_red_without_backup_and_rehearsal(phones: Phones) -> None:
+    migration.check_request()
+    with pytest.raises(NotFound):  # the task that measures them was marked as success
+        migration.checklist()
+    check = evidence.Check(BACKUP, "green", "test", lambda: evidence.failed("no rehearsal", "rehearse"))
+    evidence.record(OPS, NAME, [evidence.run_check(check, actor="test")])
+    with pytest.raises(GateClosed, match="no rehearsal"):
+        migration.checklist()
+    assert shape(phones).stage is Stage.START
+
+
+@pytest.mark.usefixtures("context")
+def test_a_step_wants_its_gate_and_where_that_could_not_tell_a_person(phones: Phones) -> None:
+    migration.check_request()
+    with pytest.raises(NotFound):
+        migration.take("expand")
+    with phones.admin() as admin:
+        admin.execute("CREATE PUBLICATION everything FOR TABLE users")
+    migration.look("expand")
+    assert evidence.latest(OPS, NAME, "before_expand").verdict is Verdict.INCONCLUSIVE
+    with pytest.raises(NotApproved):
+        migration.take("expand")
+    approve("confirm_expand", "before_expand", responder="oncall")
+    with pytest.raises(NotApproved):  # by who triggered it
+        migration.take("expand")
+    assert shape(phones).stage is Stage.START
+    approve("confirm_expand", "before_expand")
+    migration.take("expand")
+    assert shape(phones).stage is Stage.EXPANDED
+
+
+@pytest.mark.usefixtures("context")
+def test_the_fleet_gate_waits_for_an_old_version_and_asks_about_an_unknown_one(phones: Phones) -> None:
+    migration.check_request()
+    with phones.app("payme-api/2.4.0"):
+        assert migration.fleet_runs("writes_both") is False
+    with phones.app("payme-api/2.5.0"), phones.app("pgbouncer"):
+        assert migration.fleet_runs("writes_both") is True
+    assert evidence.latest(OPS, NAME, "fleet_writes_both").verdict is Verdict.INCONCLUSIVE
+    with pytest.raises(NotApproved):
+        migration.begin_canary()
+
+
+@pytest.mark.usefixtures("context")
+def test_from_the_canary_to_the_drop(phones: Phones) -> None:
+    """The whole way on a database; whatever is skipped is noticed by the next."""
+    migration.check_request()
+    migration.look("expand")
+    migration.take("expand")
+    with phones.app("payme-api/2.5.0") as app:
+        assert migration.fleet_runs("writes_both")
+        given = migration.begin_canary()
+        migration.canary(**given)
+        with pytest.raises(NotApproved):
+            migration.plan()
+        assert evidence.latest(OPS, NAME, "dual_write").verdict is Verdict.INCONCLUSIVE
+        approve("approve_backfill", "dual_write")
+        for part in migration.plan():
+            migration.encrypt(**part)
+        app.execute("UPDATE users SET phone_number = '+254799000001' WHERE id = 7")  # an old one, after all
+        migration.catch_up()
+        migration.look("finish")
+        migration.take("finish")
+    migration.rewrap_legacy()
+    migration.verify_all()
+    with phones.app("payme-api/2.7.0"):
+        assert migration.fleet_runs("reads_ciphertext")
+        assert migration.fleet_runs("ignores_plaintext")
+        migration.look("relax")
+        with pytest.raises(NotApproved):
+            migration.take("relax")
+        approve("approve_reads", VERIFIED)
+        migration.take("relax")
+        migration.look("brown_out")
+        migration.take("brown_out")
+        migration.look_before_drop()
+        with pytest.raises(NotApproved):
+            migration.drop()
+        migration.give_back_rights()
+        assert not shape(phones).browned_out
+        migration.take("brown_out")
+        migration.look_before_drop()
+        approve("approve_drop", "before_switch")
+        migration.drop()
+    with phones.app("payme-api/2.8.0"):
+        assert migration.fleet_runs("final_name")
+        migration.look("end_shim")
+        migration.take("end_shim")
+    with pytest.raises(NotApproved):
+        migration.verdict()
+    migration.final_look()
+    migration.verdict()
+    assert phones.decrypted("phone_number")[7] == "+254799000001"
+
+
+@pytest.mark.usefixtures("context")
+def test_one_wrong_row_closes_the_gate_and_is_named(phones: Phones) -> None:
+    migration.check_request()
+    migration.look("expand")
+    migration.take("expand")
+    with phones.app("payme-api/2.5.0"):
+        migration.fleet_runs("writes_both")
+        migration.canary(**migration.begin_canary())
+    approve("approve_backfill", "dual_write")
+    for part in migration.plan():
+        migration.encrypt(**part)
+    with phones.admin() as admin:
+        admin.execute("UPDATE users SET phone_number_encrypted = left(phone_number_encrypted, -1) || 'A' WHERE id = 42")
+        admin.execute("UPDATE users SET phone_number_encrypted = left(phone_number_encrypted, -1) || 'Q' WHERE id = 42")
+    with pytest.raises(GateClosed, match="42 undecryptable"):
+        migration.verify_all()
+    assert evidence.latest(OPS, NAME, VERIFIED).verdict is Verdict.FAIL

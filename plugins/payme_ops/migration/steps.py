@@ -60,6 +60,29 @@ def gate(desk: MigrationDesk, item: str, checks: list[Check], *, ask: str = "") 
 
     Raises GateClosed when a check failed; what could not be measured is the sum's verdict.
     """
+    return _gate(desk, item, checks, ask)[-1]
+
+
+def take(desk: MigrationDesk, step: Step, report: Report) -> dict[str, Any]:
+    """Do a step and look whether it is done.
+
+    Raises what the step raises, GateClosed when it is not done, Unavailable when nobody answered. What a check cannot
+    tell of itself (a brown-out under a role that has its right from elsewhere) is for the approval after it.
+    """
+    facts = step.do(desk, report)
+    unanswered = [one for one in _gate(desk, f"after_{step.name}", step.after(desk), "") if _is_unanswered(one)]
+    if unanswered:
+        raise Unavailable(
+            f"it cannot be seen whether {step.name} is done",
+            expected="an answer",
+            found=plain(unanswered[0].measured),
+            remedy="run it again: what is done is not done twice",
+        )
+    return facts
+
+
+def _gate(desk: MigrationDesk, item: str, checks: list[Check], ask: str) -> list[Evidence]:
+    """The evidence of each check, and last the sum."""
     started = utc_now()
     found = [evidence.run_check(check, actor=desk.run) for check in checks]
     worst = min((one.verdict for one in found), key=_WORST_FIRST.index, default=Verdict.PASS)
@@ -77,7 +100,12 @@ def gate(desk: MigrationDesk, item: str, checks: list[Check], *, ask: str = "") 
     evidence.record(desk.ops, desk.run, [*found, total])
     if worst is Verdict.FAIL:
         raise _closed(item, found)
-    return total
+    return [*found, total]
+
+
+def _is_unanswered(one: Evidence) -> bool:
+    """A service was away: that is how evidence.run_check writes it down."""
+    return one.verdict is Verdict.INCONCLUSIVE and isinstance(one.measured, dict) and "error" in one.measured
 
 
 def _closed(item: str, found: list[Evidence]) -> GateClosed:
@@ -88,21 +116,3 @@ def _closed(item: str, found: list[Evidence]) -> GateClosed:
         found="; ".join(f"{one.item}: {plain(one.measured)}" for one in wrong),
         remedy="; ".join(dict.fromkeys(one.remedy for one in wrong)),
     )
-
-
-def take(desk: MigrationDesk, step: Step, report: Report) -> dict[str, Any]:
-    """Do a step and look whether it is done.
-
-    Raises what the step raises, GateClosed when it is not done, Unavailable when that cannot be seen. A brown-out that
-    shows nothing, since the application's role has its right from elsewhere, is the approval's to judge.
-    """
-    facts = step.do(desk, report)
-    after = gate(desk, f"after_{step.name}", step.after(desk))
-    if after.verdict is Verdict.INCONCLUSIVE and step is not BROWN_OUT:
-        raise Unavailable(
-            f"it cannot be seen whether {step.name} is done",
-            expected="every check to pass",
-            found=plain(after.measured),
-            remedy="run it again: what is done is not done twice",
-        )
-    return facts

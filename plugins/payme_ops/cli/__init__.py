@@ -1,8 +1,8 @@
 """The desk on a shell: the same functions and settings as the DAGs, for the day Airflow is down.
 
 Databases are libpq services and buckets AWS profiles, named as the Airflow connections are: payme_db_read,
-payme_db_restore, payme_db_migrate, payme_ops_db; payme_s3_write, payme_s3_restore, payme_s3_prune. No password stands on a command
-line.
+payme_db_restore, payme_db_migrate, payme_ops_db; payme_s3_write, payme_s3_restore, payme_s3_prune. No password stands
+on a command line.
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 a check did not pass; 4 bytes, signature or content are not what
 they should be; 5 another run holds the lease; 6 a service could not be reached, try again.

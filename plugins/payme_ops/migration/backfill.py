@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import compress, pairwise
@@ -21,7 +21,7 @@ from payme_ops.foundation.errors import GateClosed, LeaseHeld, LockBudgetSpent, 
 from payme_ops.foundation.postgres import speaking
 from payme_ops.foundation.progress import Progress, Report, rows
 from payme_ops.migration import control, envelope, state
-from payme_ops.migration.desk import MigrationDesk, session
+from payme_ops.migration.desk import MigrationDesk, session, silence_triggers
 from payme_ops.migration.envelope import Keys, Undecryptable
 from payme_ops.migration.names import Names, statement
 from payme_ops.migration.shape import Stage, inspect, named, require
@@ -429,12 +429,8 @@ def _set_up(connection: psycopg.Connection) -> None:
 
 
 def _silence(connection: psycopg.Connection, names: Names) -> list[str]:
-    """Keep the table's triggers from firing, where the role may: the backfill changes no row for anybody.
-
-    Answers the ones that fire all the same.
-    """
-    with suppress(psycopg.errors.InsufficientPrivilege):
-        connection.execute("SET session_replication_role = replica")
+    """Silence the table's triggers; answers the ones that fire all the same."""
+    silence_triggers(connection)
     values = {**named(names), "columns": [names.ciphertext, names.blind_index]}
     return [row[0] for row in connection.execute(statement(names, "3_triggers.sql"), values)]
 

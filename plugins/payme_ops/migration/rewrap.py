@@ -5,7 +5,6 @@ whose number it is; later the application has to write such a row again.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import psycopg
@@ -14,7 +13,7 @@ from psycopg.types.string import ByteaBinaryLoader
 from payme_ops.foundation.postgres import speaking
 from payme_ops.foundation.progress import Report, rows
 from payme_ops.migration import envelope
-from payme_ops.migration.desk import MigrationDesk, session
+from payme_ops.migration.desk import MigrationDesk, session, silence_triggers
 from payme_ops.migration.envelope import Keys
 from payme_ops.migration.judge import Kind, Row, judge, open_as
 from payme_ops.migration.names import Names, statement
@@ -57,8 +56,7 @@ def rewrap(desk: MigrationDesk, keys: Keys, ids: Sequence[int] | None, report: R
 
 def _prepare(connection: psycopg.Connection) -> None:
     connection.execute("SET row_security = off")  # a policy that hides rows is an error
-    with suppress(psycopg.errors.InsufficientPrivilege):
-        connection.execute("SET session_replication_role = replica")  # nothing changes for the table's own triggers
+    silence_triggers(connection)
     connection.adapters.register_loader("text", ByteaBinaryLoader)
 
 

@@ -40,8 +40,9 @@ lint: setup  ## ruff: rules and format
 types: setup  ## mypy, strict, tests too
 	$(python) -m mypy
 
-bench: setup  ## against the old script and the limit: make bench SCALE=small|full
+bench: setup  ## against the old script, the old loop and the limits: make bench SCALE=small|full
 	$(python) -m bench --scale $(SCALE) $(ARGS)
+	$(python) -m bench.migration --rows $(if $(filter full,$(SCALE)),2000000,200000)
 
 drill: setup  ## the restore test's mutation score: planted defects caught, false alarms
 	$(python) -m bench.drill

@@ -1,4 +1,4 @@
-"""`python -m bench.migration --rows 2000000`: the backfill against the loop of the old plan and against the limit.
+"""`python -m bench.migration --rows 2000000`: the backfill against the old plan's loop and the limit; the verification.
 
 The limit is an UPDATE of the same two columns in the same batches whose values the server makes itself: nothing is
 read by a client, encrypted or compared. Prints figures and writes bench/migration.json (what others measured stays).
@@ -22,7 +22,7 @@ from typing import Any
 
 import psycopg
 
-from bench import bed
+from bench import bed, migration_verify
 from bench.measure import CommandFailed
 from payme_ops.foundation import opsdb
 from payme_ops.foundation.settings import MigrationSettings, Settings
@@ -42,6 +42,7 @@ TARGETS = {
     "backfill.of_limit": 0.8,
     "backfill.two_workers_of_limit": 1.5,
     "backfill.speedup_vs_loop": 25.0,
+    "verify.rows_per_s": 250_000.0,
 }
 
 # Columns as wide as PayMe's own. Autovacuum would strike one arm and not another.
@@ -96,11 +97,12 @@ def main() -> int:
     rows: int = parser.parse_args().rows
     try:
         with _standing(rows) as place:
-            samples = _rounds(place)
+            samples = _rounds(place)  # the last arm of the last round leaves every row encrypted
+            verified = migration_verify.measure(place.desk, _keys(place))
     except CommandFailed as error:
         print(error, file=sys.stderr)
         return 1
-    figures = _summarise(rows, samples)
+    figures = _summarise(rows, samples) | {name: {**one, "rows": rows} for name, one in verified.items()}
     known = json.loads(FILE.read_text()) if FILE.exists() else {}
     FILE.write_text(json.dumps({**known, **figures}, indent=1, sort_keys=True) + "\n")
     for name, figure in figures.items():

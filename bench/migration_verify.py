@@ -52,7 +52,8 @@ def _readers_cpu() -> float:
 
 
 def _figure(values: list[float], unit: str) -> dict[str, Any]:
-    return {"value": median(values), "min": min(values), "max": max(values), "unit": unit}
+    shown = {"value": median(values), "min": min(values), "max": max(values)}
+    return {"unit": unit, "runs": len(values), **{name: round(value, 3) for name, value in shown.items()}}
 
 
 @contextmanager

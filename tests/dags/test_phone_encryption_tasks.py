@@ -82,7 +82,8 @@ def test_the_checklist_is_red_without_backup_and_rehearsal(phones: Phones) -> No
     migration.check_request()
     with pytest.raises(NotFound):  # the task that measures them was marked as success
         migration.checklist()
-    check = evidence.Check(BACKUP, "green", "test", lambda: evidence.failed("no rehearsal", "rehearse"))
+    measured = {"checks": [{"item": "rehearsal_green", "is": "fail", "found": "no rehearsal"}]}
+    check = evidence.Check(BACKUP, "green", "test", lambda: evidence.failed(measured, "rehearse"))
     evidence.record(OPS, NAME, [evidence.run_check(check, actor="test")])
     with pytest.raises(GateClosed, match="no rehearsal"):
         migration.checklist()

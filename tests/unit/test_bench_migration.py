@@ -22,5 +22,5 @@ def test_ratios_are_taken_within_a_round_and_a_peak_is_the_largest() -> None:
     assert figures["backfill.speedup_vs_loop"]["value"] == 40
     assert figures["backfill.scale_2_workers"]["value"] == pytest.approx(66 / 36, abs=1e-3)
     assert figures["backfill.peak_rss_mb"]["value"] == 110
-    assert set(figures) >= set(migration.TARGETS)
+    assert set(figures) >= {name for name in migration.TARGETS if name.startswith("backfill.")}
     assert all((figure["rows"], figure["runs"]) == (2_000_000, 3) for figure in figures.values())

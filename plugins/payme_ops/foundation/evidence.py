@@ -101,6 +101,8 @@ def conclude(item: str, finding: Finding, *, threshold: str, actor: str, source:
 
 def plain(measured: object) -> str:
     """Measured data in one line, for people."""
+    if measured in ({}, [], ()):
+        return "none"
     if isinstance(measured, dict):
         return ", ".join(f"{name} {plain(value)}" for name, value in measured.items())
     if isinstance(measured, list | tuple):

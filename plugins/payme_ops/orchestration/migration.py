@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import time as TimeOfDay
+from functools import partial
 from typing import Any
 
 from airflow.sdk import get_current_context
@@ -46,7 +47,7 @@ from payme_ops.orchestration.doors import run_name
 _log = logging.getLogger("payme_ops.migration")
 
 # Items of evidence beside the gates of the steps.
-REQUEST, REHEARSED, BACKUP, BEFORE, VERIFIED, DRIFT, BROWNED_OUT = (
+REQUEST, REHEARSED, BACKUP, BEFORE, VERIFIED, DRIFT, BROWNED_OUT, PURGED = (
     "migration_request",
     "rehearsal",
     "backup_and_rehearsal",
@@ -54,6 +55,7 @@ REQUEST, REHEARSED, BACKUP, BEFORE, VERIFIED, DRIFT, BROWNED_OUT = (
     "every_row",
     "rows_written_since",
     "brown_out_watch",
+    "purge",
 )
 # Which versions of the application a step waits for.
 _NEEDS = {
@@ -153,9 +155,14 @@ def _asked(desk: MigrationDesk, name: str) -> str:
     return str(evidence.latest(desk.ops, desk.run, REQUEST).measured[name])
 
 
-def _found(before: Evidence) -> Finding:
-    """What another task has measured, as a part of this gate."""
-    return Finding(before.verdict, before.measured, before.remedy)
+def _measured(gate: Evidence) -> list[Check]:
+    """The checks of a gate that another task has measured, as a part of this one."""
+
+    def as_found(one: dict[str, str]) -> Finding:
+        verdict = Verdict(one["is"])
+        return Finding(verdict, one["found"], "" if verdict is Verdict.PASS else gate.remedy)
+
+    return [Check(one["item"], gate.threshold, gate.source, partial(as_found, one)) for one in gate.measured["checks"]]
 
 
 def tell() -> None:
@@ -174,9 +181,8 @@ def checklist() -> None:
     """What has to be so before anything is touched; a person approves it."""
     desk, now = _desk(), utc_now()
     window = _time(_asked(desk, "window_from")), _time(_asked(desk, "window_to"))
-    rehearsed = evidence.latest(desk.ops, desk.run, BACKUP)
     checks = [
-        Check(BACKUP, rehearsed.threshold, rehearsed.source, lambda: _found(rehearsed)),
+        *_measured(evidence.latest(desk.ops, desk.run, BACKUP)),
         gates.key_usable(desk, os.environ),
         *gates.preflight(desk),
         gates.window_open(*window, now),
@@ -415,9 +421,11 @@ def purge_table() -> None:
     free = _asked(desk, "purge_free_bytes")
     _log.info("approved by %s", approved.responder)
     with stoppable():
-        facts = purge.do_purge(desk, _log.info, free_bytes=int(free) if free else None)
+        facts = purge.do_purge(
+            desk, _log.info, free_bytes=int(free) if free else None, canaries=verify.canaries(desk, _keys(desk))
+        )
+    _keep(desk, PURGED, purge.finding(facts), "the table has another file than at the drop; no page holds a canary")
     _checked(desk, "after_purge", purge.checks_after_purge(desk))
-    _log.info("%s", evidence.plain(facts))
 
 
 def look_before_purge() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sandbox import supervisor
+from sandbox import supervisor, world
 from sandbox.supervisor import Process, SandboxError, Supervisor
 
 PROJECT = Path(__file__).parents[2]
@@ -241,8 +241,7 @@ def test_sigkill_of_the_supervisor_leaves_no_orphan(
     supervised.kill()
     eventually(lambda: not any(map(alive, diary.pids())))
     assert [line for line in diary.lines() if "stopped" in line] == ["second stopped", "first stopped"]
-    with Supervisor(tmp_path):  # the folder is free again, after the guard's work
-        pass
+    eventually(lambda: not world.is_running(tmp_path))  # the folder is free again, after the guard's work
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])

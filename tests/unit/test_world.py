@@ -74,7 +74,7 @@ def test_a_kept_port_that_is_taken_is_replaced(built: World) -> None:
 def test_a_fixed_port_that_is_taken_is_refused_naming_its_holder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with listening() as port:
         monkeypatch.setenv("PAYME_SANDBOX_PORT_AIRFLOW", str(port))
-        with pytest.raises(SandboxError, match=rf"port {port} .*airflow.*held by process {os.getpid()} \(\w+"):
+        with pytest.raises(SandboxError, match=rf"port {port} .*airflow.*held by process {os.getpid()} \(\S"):
             world.build(root)
 
 

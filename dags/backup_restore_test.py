@@ -48,6 +48,19 @@ def backup_restore_test():
 
         return restore_test.restore_and_compare()
 
+    # Where nothing is encrypted no worker of the queue `migration` is needed.
+    @task.short_circuit(queue="restore", ignore_downstream_trigger_rules=False)
+    def is_migrated():
+        from payme_ops.orchestration import restore_test
+
+        return restore_test.is_migrated()
+
+    @task(queue="migration")
+    def decrypt_sample(tested):
+        from payme_ops.orchestration import restore_test
+
+        restore_test.decrypt_sample(tested["pairs"])
+
     @task(queue="restore", trigger_rule=TriggerRule.ONE_FAILED)
     def ask_for_fresh():
         from payme_ops.orchestration import restore_test
@@ -85,6 +98,7 @@ def backup_restore_test():
 
     tested, told = restore_and_compare(), verdict()
     choose() >> readable >> tested >> ask_for_fresh() >> fresh_backup >> test_fresh >> told
+    tested >> is_migrated() >> decrypt_sample(tested) >> told
     tested >> told
 
 

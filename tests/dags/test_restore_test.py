@@ -1,5 +1,7 @@
 """The tasks of backup_restore_test on real services: what a run is worth, and what follows a refuted backup."""
 
+import json
+import secrets
 import shutil
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -10,15 +12,21 @@ from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowSkipException
 
 from payme_ops.backup import catalogue, restore, verification
+from payme_ops.backup.catalogue import State
 from payme_ops.backup.manifest import Manifest
 from payme_ops.backup.verification import Outcome
-from payme_ops.foundation import signing
+from payme_ops.foundation import evidence, signing
 from payme_ops.foundation.clock import utc_now
-from payme_ops.foundation.errors import IntegrityError, NotFound, Refuted, Unavailable
+from payme_ops.foundation.errors import GateClosed, IntegrityError, NotFound, Refuted, Unavailable
 from payme_ops.foundation.record import Record
+from payme_ops.migration import verify
+from payme_ops.migration.expand import do_expand
+from payme_ops.migration.finish import do_finish
+from payme_ops.migration.switch import do_brown_out, do_relax, do_switch
 from payme_ops.orchestration import restore_test as tasks
 from sandbox import forgery
-from tests.support.installation import Installation
+from tests.support.installation import Installation, quiet
+from tests.support.phones import Phones, fill
 
 ASSET = Asset(name="payme_verified_backup", uri="payme-ops://verified-backup")
 
@@ -28,9 +36,11 @@ class Run:
     """One run of the DAG: its context, and the asset event that it emits."""
 
     monkeypatch: pytest.MonkeyPatch
+    name: str = ""
     event: Any = field(default_factory=lambda: SimpleNamespace(extra={}))
 
     def begin(self, name: str, manifest: str = "latest daily") -> None:
+        self.name = f"backup_restore_test/{name}"
         context = {
             "dag_run": SimpleNamespace(dag_id="backup_restore_test", run_id=name),
             "params": {"manifest": manifest, "reason": None},
@@ -81,6 +91,7 @@ def test_the_backup_that_was_chosen_is_tested_and_emits_the_asset(installation: 
     installation.back_up()  # a newer one, between the tasks of the run
     found = tasks.restore_and_compare()
     assert (found["manifest"], found["verdict"]) == (first.key, "VERIFIED")
+    assert (tasks.is_migrated(), found["pairs"]) == (False, [])
     with pytest.raises(AirflowSkipException, match="is VERIFIED"):
         tasks.ask_for_fresh()
     assert tasks.verdict(ASSET) == first.key
@@ -142,13 +153,85 @@ def test_a_verification_that_nobody_trusts_is_no_green_run(installation: Install
     assert run.event.extra == {}
 
 
+# -- once the plaintext is dropped ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def migrated(installation: Installation, phones: Phones) -> None:
+    """A database without the plaintext, which is the one that is backed up."""
+    do_expand(phones.desk, quiet)
+    do_finish(fill(phones).desk, quiet)
+    for step in (do_relax, do_brown_out, do_switch):
+        step(phones.desk, quiet)
+    installation.set("BACKUP__DATABASE", phones.name)
+    installation.connect_as("payme_db_read", dbname=phones.name)
+
+
+def handed_over(found: dict[str, Any]) -> Any:
+    """As XCom gives it to the next task."""
+    return json.loads(json.dumps(found["pairs"]))
+
+
+@pytest.mark.usefixtures("migrated")
+def test_a_worker_with_the_key_opens_a_hundred(installation: Installation, run: Run) -> None:
+    done = installation.back_up()
+    tasks.choose()
+    found = tasks.restore_and_compare()
+    assert tasks.is_migrated()
+    pairs = handed_over(found)
+    assert len({key for key, _ in pairs}) == 100
+    assert all(stored.startswith("v1:k1:") for _, stored in pairs)
+    with pytest.raises(NotFound, match="no usable evidence for ciphertexts_opened"):
+        tasks.verdict(ASSET)  # decrypt_sample was marked as success
+    tasks.decrypt_sample(pairs)
+    assert tasks.verdict(ASSET) == done.key
+    opened = evidence.latest("service=payme_ops_db", run.name, tasks.OPENED)
+    assert opened.measured == {"manifest": done.key, "pairs": 100, "key_ids": {"k1": 100}, "wrong": []}
+
+
+@pytest.mark.usefixtures("migrated")
+def test_what_does_not_open_is_red_and_the_backup_is_verified_all_the_same(
+    installation: Installation, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = installation.back_up()
+    tasks.choose()
+    pairs = handed_over(tasks.restore_and_compare())
+    with pytest.raises(IntegrityError, match="not the ciphertexts that were taken"):
+        tasks.decrypt_sample(pairs[:99])  # somebody rewrote XCom
+    monkeypatch.setenv("ENCRYPTION_KEY", secrets.token_hex(32))
+    with pytest.raises(GateClosed, match=rf"do not open; .* wrong {pairs[0][0]}: a stored value does not open"):
+        tasks.decrypt_sample(pairs)
+    with pytest.raises(GateClosed, match="is VERIFIED, but its ciphertexts do not open"):
+        tasks.verdict(ASSET)
+    assert run.event.extra == {}
+    assert catalogue.find(installation.catalogue, done.key).state is State.VERIFIED
+
+
+@pytest.mark.usefixtures("run", "migrated")
+def test_ciphertexts_that_could_not_be_taken_are_not_taken_for_none(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = installation.back_up()
+    tasks.choose()
+    monkeypatch.setattr(verify, "PAIRS", -1)  # the server refuses it
+    pairs = tasks.restore_and_compare()["pairs"]
+    assert catalogue.find(installation.catalogue, done.key).state is State.VERIFIED
+    assert tasks.is_migrated()
+    with pytest.raises(GateClosed, match="no ciphertexts could be taken"):
+        tasks.decrypt_sample(pairs)
+    with pytest.raises(NotFound):
+        tasks.verdict(ASSET)
+
+
 def test_its_tasks_hold_their_power_on_the_restore_queue_only(dag_bag: Any) -> None:
     dag = dag_bag.dags["backup_restore_test"]
     edges = {task.task_id: sorted(task.downstream_task_ids) for task in dag.tasks}
     assert edges == {
         "choose": ["readable"],
         "readable": ["restore_and_compare"],
-        "restore_and_compare": ["ask_for_fresh", "verdict"],
+        "restore_and_compare": ["ask_for_fresh", "decrypt_sample", "is_migrated", "verdict"],
+        "is_migrated": ["decrypt_sample"],
+        "decrypt_sample": ["verdict"],
         "ask_for_fresh": ["fresh_backup"],
         "fresh_backup": ["test_fresh"],
         "test_fresh": ["verdict"],
@@ -156,6 +239,8 @@ def test_its_tasks_hold_their_power_on_the_restore_queue_only(dag_bag: Any) -> N
     }
     queues = {task.task_id: task.queue for task in dag.tasks}
     assert {name for name, queue in queues.items() if queue == "restore"} == {
-        *("choose", "readable", "restore_and_compare", "ask_for_fresh", "verdict")
+        *("choose", "readable", "restore_and_compare", "is_migrated", "ask_for_fresh", "verdict")
     }
+    assert queues["decrypt_sample"] == "migration"
+    assert not dag.get_task("is_migrated").ignore_downstream_trigger_rules  # or it would skip the verdict
     assert (dag.timetable.expression, str(dag.timetable.timezone)) == ("0 6 * * 0", "Africa/Nairobi")

@@ -25,14 +25,15 @@ from payme_ops.foundation.errors import (
     UnexpectedSchema,
 )
 from payme_ops.foundation.evidence import Verdict, run_check
-from payme_ops.migration import dual_write, envelope, finish, readers, rewrap, switch, verify
+from payme_ops.migration import dual_write, envelope, expand, finish, readers, rewrap, switch, verify
 from payme_ops.migration.envelope import Keys
 from payme_ops.migration.judge import Fault, Kind, judge
 from payme_ops.migration.names import PHONE_NUMBER as NAMES
 from payme_ops.migration.verify import Verified
 from sandbox.payme_db.generate import phone_number
 from sandbox.postgres import PROJECT
-from tests.support.phones import Phones, encrypted, expanded
+from tests.support.installation import quiet
+from tests.support.phones import Phones, encrypted, expanded, fill
 from tests.support.waiting import eventually
 
 OTHER_PHONE = "+254733444555"
@@ -521,3 +522,36 @@ def test_pairs_of_a_restored_database_are_opened(filled: Phones) -> None:
     assert verify.check_pairs(filled.keys, NAMES, [(1, "no ciphertext")]).measured["wrong"] == [
         "1: a stored value is malformed"
     ]
+
+
+def test_a_sample_is_taken_from_the_drop_on_and_never_a_number(each_phones: Phones) -> None:
+    target = each_phones.site.cluster.conninfo(each_phones.name)
+    assert verify.sample(target, NAMES) is None
+    expand.do_expand(each_phones.desk, quiet)
+    finish.do_finish(fill(each_phones).desk, quiet)
+    for step in (switch.do_relax, switch.do_brown_out):
+        step(each_phones.desk, quiet)
+        assert verify.sample(target, NAMES) is None
+    for step in (switch.do_switch, switch.do_end_shim):
+        step(each_phones.desk, quiet)
+        taken = verify.sample(target, NAMES)
+        assert taken is not None
+        assert (taken.key_ids, len({key for key, _ in taken.pairs})) == ({"k1": 2000}, 100)
+        assert verify.check_sample(each_phones.keys, NAMES, taken).verdict is Verdict.PASS
+
+    with each_phones.admin() as admin:
+        admin.execute("UPDATE users SET phone_number = replace(phone_number, ':k1:', ':k9:') WHERE id = 42")
+        admin.execute("UPDATE users SET phone_number = %s WHERE id > 1000", [f"v1:{OTHER_PHONE}"])
+    wrong = verify.sample(target, NAMES)
+    assert wrong is not None
+    assert wrong.key_ids == {"k1": 999, "k9": 1, "no ciphertext": 1000}
+    found = verify.check_sample(each_phones.keys, NAMES, wrong)
+    assert found.verdict is Verdict.FAIL
+    assert "a stored value is malformed" in repr(found.measured["wrong"])
+    assert found.measured["rows of another key"] == {"k9": 1, "no ciphertext": 1000}
+    assert_silent(wrong, found)
+
+    with each_phones.admin() as admin:
+        admin.execute("ALTER TABLE users DROP CONSTRAINT users_phone_number_format")
+    with pytest.raises(UnexpectedSchema):  # and not taken for a table that was never migrated
+        verify.sample(target, NAMES)

@@ -8,7 +8,7 @@ import io
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -79,6 +79,7 @@ class _Test:
     settings: Settings
     actor: str
     report: Report
+    look: Callable[[str], None] | None = None
     found: list[Evidence] = field(default_factory=list)
     milliseconds: dict[str, int] = field(default_factory=dict)
 
@@ -141,6 +142,7 @@ def run(
     run: str,
     *,
     given_host: str | None = None,
+    look: Callable[[str], None] | None = None,
     report: Report,
 ) -> Record:
     """Examine a backup and store what was found beside it and its copies.
@@ -150,7 +152,7 @@ def run(
     manifest = entry.trusted
     key = load_private_key(settings.backup.verification_key_file, "PAYME_OPS__BACKUP__VERIFICATION_KEY_FILE")
     bucket = where.stores.of(entry.tier)
-    made = examine(bucket, manifest, identity, settings, run, given_host=given_host, report=report)
+    made = examine(bucket, manifest, identity, settings, run, given_host=given_host, look=look, report=report)
     return verification.write(catalogue.copies(where, manifest), made, key, where.verification_keys)
 
 
@@ -175,15 +177,17 @@ def examine(
     run: str,
     *,
     given_host: str | None = None,
+    look: Callable[[str], None] | None = None,
     report: Report,
 ) -> Record:
     """Restore the backup and compare everything; the record is not yet stored (`verification.write`).
 
     `given_host` is the conninfo of a server to restore on; without it a throw-away one is made below the scratch
-    folder. Raises Unavailable, SettingsError and whatever else is not the backup's fault; always cleans up.
+    folder. `look` is called with the restored database's conninfo when everything is compared; what it raises ends the
+    test. Raises Unavailable, SettingsError and whatever else is not the backup's fault; always cleans up.
     """
     started, clock = utc_now(), time.monotonic()
-    test = _Test(bucket, manifest, identity, settings, run, report)
+    test = _Test(bucket, manifest, identity, settings, run, report, look)
     _require_our_key(manifest, identity)
     room = restore.archive_bytes(manifest) + (0 if given_host else _server_bytes(manifest.server))
     with scratch.folder(settings.backup.scratch_dir, needed_bytes=room, report=report) as place, ExitStack() as stack:
@@ -327,6 +331,8 @@ def _restore_and_compare(test: _Test, place: Path, server: str, *, own: bool) ->
         _note_differences(test, differences, own=own)
         for check in invariants():
             _note_invariant(test, check, target)
+        if test.look:
+            test.look(target)
 
 
 @contextmanager

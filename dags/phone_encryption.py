@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from airflow.sdk import Param, TaskGroup, dag, task
+from airflow.sdk import Param, TaskGroup, TriggerRule, dag, task
 
 from payme_ops.orchestration.approval import ApprovalGate
 from payme_ops.orchestration.defaults import Area, Risk, dag_options
@@ -28,10 +28,10 @@ def _work(task_id, function="", *, hours=0.5, **fixed):
     return run
 
 
-def _backups(task_id):
+def _backups(task_id, **options):
     """A task of restore workers, who hold the key of backups and none of phone numbers."""
 
-    @task(task_id=task_id, queue="restore", execution_timeout=timedelta(hours=6))
+    @task(task_id=task_id, queue="restore", execution_timeout=timedelta(hours=6), **options)
     def run():
         from payme_ops.orchestration import rehearsal
 
@@ -185,6 +185,9 @@ def phone_encryption():
         purge = _work("purge_table", hours=6)()
         ask = "Stop all queries on the table while it is written anew?"
         final_look >> look_purge >> _approval("approve_purge", ask, "before_purge") >> purge
+        # Also without a purge, which it then says; not without the drop.
+        certificate = _backups("certificate", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)()
+        [drop, purge] >> certificate
 
     request >> chosen >> [_backups("rehearse")(), told, backup]
     start >> look_expand
@@ -197,7 +200,7 @@ def phone_encryption():
     rights = _work("give_back_rights")().as_teardown(setups=request)
     record = _backups("keep_record")().as_teardown(setups=request)
     verdict = _work("verdict")().as_teardown(setups=request, on_failure_fail_dagrun=True)
-    purge >> rights >> record >> verdict
+    certificate >> rights >> record >> verdict
 
 
 phone_encryption()

@@ -4,7 +4,7 @@ They hold the key of backups and the one that signs; a migration worker holds th
 """
 
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from airflow.sdk import get_current_context
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,21 +15,24 @@ from payme_ops.backup import catalogue as backups
 from payme_ops.backup import restore, restore_test
 from payme_ops.backup.catalogue import Entry, State
 from payme_ops.backup.manifest import Tier
+from payme_ops.backup.retain import UNDO
 from payme_ops.backup.verification import VARIABLE
 from payme_ops.foundation import evidence, record, settings
-from payme_ops.foundation.clock import utc_now
-from payme_ops.foundation.errors import NotFound, PaymeOpsError
+from payme_ops.foundation.clock import show, utc_now
+from payme_ops.foundation.errors import GateClosed, NotFound, PaymeOpsError
 from payme_ops.foundation.evidence import Finding, Verdict
 from payme_ops.foundation.record import Record
 from payme_ops.foundation.settings import Settings
 from payme_ops.foundation.signing import load_private_key
 from payme_ops.foundation.stop import stoppable
+from payme_ops.migration import certificate as erasure
 from payme_ops.migration import gates, rehearsal, steps
+from payme_ops.migration.certificate import Copy
 from payme_ops.migration.desk import MigrationDesk
 from payme_ops.migration.names import PHONE_NUMBER
 from payme_ops.orchestration.connections import conninfo
 from payme_ops.orchestration.doors import catalogue, run_name
-from payme_ops.orchestration.migration import BACKUP, REHEARSED, REQUEST
+from payme_ops.orchestration.migration import BACKUP, PURGED, REHEARSED, REQUEST
 
 _log = logging.getLogger("payme_ops.migration")
 
@@ -108,6 +111,66 @@ def rehearse() -> None:
             found=evidence.plain(red[0].measured),
             remedy=red[0].remedy or "find the cause on a copy; production was not touched and stays locked",
         )
+
+
+def certificate() -> None:
+    """The signed erasure certificate: which places are rid of the plaintext, which are not, and until when.
+
+    Raises NotFound, GateClosed unless this run has dropped it; StoreUnavailable, StoreRefused: a region that is away
+    may hold it.
+    """
+    context, config = get_current_context(), settings.load()
+    run, ops, where = run_name(context), conninfo("payme_ops_db"), catalogue(_S3)
+    done = evidence.latest(ops, run, f"after_{steps.SWITCH.name}")
+    if done.verdict is not Verdict.PASS:
+        raise GateClosed("the plaintext was not dropped", expected=done.threshold, found=evidence.plain(done.measured))
+    try:
+        purged = evidence.latest(ops, run, PURGED)
+    except NotFound:  # skipped, or rejected
+        purged = None
+    copies = [_copy(one) for one in backups.entries(where) if _is_before(one, done.ended)]
+    found = erasure.items(done.ended, purged, copies, tiers=list(Tier), actor=run)
+    made = Record(
+        kind=erasure.KIND,
+        subject=f"{PHONE_NUMBER.title}.{PHONE_NUMBER.plaintext} of {config.backup.database}",
+        run=run,
+        actor=context["dag_run"].triggering_user_name or "the scheduler",
+        verdict=erasure.verdict(found),
+        started=done.ended,
+        ended=utc_now(),
+        facts={
+            "dropped": show(done.ended),
+            "backups that hold the plaintext": len(copies),
+            "plaintext remains in backups until": erasure.remains_until(copies),
+        },
+        evidence=tuple(found),
+    )
+    before = record.newest(where.stores.home, erasure.KIND, config.backup.verification_keys, VARIABLE)
+    key = record.keep(where.stores.home, record.follow(made, before), _signing_key(config))
+    _log.info("%s\nkept as %s", record.to_markdown(made), key)
+    outcome = Finding(
+        Verdict.PASS if made.verdict == erasure.ERASED else Verdict.FAIL, {"verdict": made.verdict, "record": key}
+    )
+    total = evidence.conclude(
+        erasure.KIND, outcome, threshold=erasure.ERASED, actor=run, source=made.subject, started=made.ended
+    )
+    evidence.record(ops, run, [total])
+
+
+def _is_before(one: Entry, dropped: datetime) -> bool:
+    """Whether it may hold the plaintext: of one that is not trusted nobody knows when it was taken."""
+    return one.manifest is None or one.manifest.snapshot_at <= dropped
+
+
+def _copy(one: Entry) -> Copy:
+    if one.state is State.UNTRUSTED:
+        return Copy(one.key, one.tier, None, "not trusted, kept until a person has looked")
+    if one.state is State.REFUTED:
+        return Copy(one.key, one.tier, None, "refuted, kept until a person closes it")
+    if one.expires_at is None:
+        return Copy(one.key, one.tier, None, "an archive never expires")
+    why = f"expires {show(one.expires_at)} at the earliest, and S3 keeps a deleted version {UNDO.days} days"
+    return Copy(one.key, one.tier, one.expires_at + UNDO, why)
 
 
 def keep_record() -> None:

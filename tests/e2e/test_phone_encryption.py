@@ -147,6 +147,9 @@ def test_five_steps(desk: Desk, approver: airflow.Api) -> None:
     state, tasks = ended(desk, run)
     assert state == "success", tasks
     assert tasks["purge_table"] == "skipped"  # the form named no free bytes
+    assert tasks["certificate"] == "success"
+    certified = newest(desk, "erasure_certificate")
+    assert (certified.verdict, certified.run) == ("PLAINTEXT REMAINS IN THE TABLE", f"{DAG}/{run}")
     assert PHONE_NUMBER.ciphertext not in columns(desk)
     kept = newest(desk, "phone_encryption")
     assert (kept.verdict, kept.run) == ("DONE", f"{DAG}/{run}")

@@ -122,8 +122,9 @@ def certificate() -> None:
     context, config = get_current_context(), settings.load()
     run, ops, where = run_name(context), conninfo("payme_ops_db"), catalogue(_S3)
     done = evidence.latest(ops, run, f"after_{steps.SWITCH.name}")
-    if done.verdict is not Verdict.PASS:
-        raise GateClosed("the plaintext was not dropped", expected=done.threshold, found=evidence.plain(done.measured))
+    gone = evidence.latest(ops, run, "dropped")  # of that gate: what else it could not tell is no matter here
+    if gone.verdict is not Verdict.PASS:
+        raise GateClosed("the plaintext was not dropped", expected=gone.threshold, found=evidence.plain(gone.measured))
     try:
         purged = evidence.latest(ops, run, PURGED)
     except NotFound:  # skipped, or rejected

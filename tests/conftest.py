@@ -1,6 +1,7 @@
 """Real parts for the tests, started when the first test asks for them and stopped at the end."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -16,6 +17,10 @@ if TYPE_CHECKING:  # unit tests need none of it, and start faster without
     from tests.support.site import Site
 
 SERVERS = ("wheel", "debian15")
+
+# A job in a shell's background ignores SIGINT, and so would every process that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@
 .PHONY: help setup lock demo tour test test-long test-unit lint types bench drill zero-downtime crash-matrix clean
 python := .venv/bin/python
 
-# make demo ARGS=--once · make tour STEP=1 · make bench SCALE=full · make setup PYTHON=python3.12
+# make demo ARGS=--once · make tour STEP=1 · make tour STEP=3 ARGS=--yes · make bench SCALE=full · make setup PYTHON=python3.12
 ARGS ?=
 STEP ?= 1
 SCALE ?= small
@@ -21,7 +21,7 @@ demo: setup  ## PayMe's world and Airflow on this machine; runs the daily backup
 	@$(python) -m sandbox demo $(ARGS)
 
 tour: setup  ## one step of docs/tour.md: make tour STEP=1
-	@$(python) -m sandbox tour $(STEP)
+	@$(python) -m sandbox tour $(STEP) $(ARGS)
 
 # Two at once: they mostly wait. Not more, since each has servers of its own. A file's tests stay together.
 test: setup  ## the tests, under 15 minutes

@@ -55,6 +55,7 @@ def environment(world: World, *, dags: Path = PROJECT / "dags") -> dict[str, str
             "plugins_folder": PROJECT / "plugins",
             "executor": "LocalExecutor",
             "parallelism": 4,  # workers are forked at the start, 32 by default
+            "default_task_retry_delay": 15,  # not five minutes: who looks on waits
             "load_examples": False,
             "dags_are_paused_at_creation": False,
             "fernet_key": world.secrets["airflow_internal.fernet_key"],

@@ -29,7 +29,7 @@ _INSERT: LiteralString = (
 )
 SHARED, SHARED_COUNT = 90_000_000, 10_000_000  # values that no instance has for itself
 Values = dict[str, int | str | bytes]
-_PREFIX, _DIGITS = "+2541", 8  # Kenyan mobiles, too, and none of sandbox.payme_db's
+PREFIX, _DIGITS = "+2541", 8  # Kenyan mobiles, too, and none of sandbox.payme_db's
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ VERSIONS = {version.number: version for version in (V1, V2, V3, V4, V5)}
 
 def number(user: int, value: int) -> str:
     """The phone number that `value` stands for; what is written to files is the value."""
-    return generate.phone_number(user) if value == GENERATED else f"{_PREFIX}{value:0{_DIGITS}}"
+    return generate.phone_number(user) if value == GENERATED else f"{PREFIX}{value:0{_DIGITS}}"
 
 
 def parameters(version: Version, keys: Keys, user: int, phone: str) -> Values:

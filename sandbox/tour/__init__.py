@@ -4,6 +4,12 @@ from collections.abc import Callable, Mapping
 
 from rich.console import Console
 
-from sandbox.tour import by_hand, dropped_users, tampered
+from sandbox.tour import by_hand, dropped_users, encrypted_phones, tampered
 
-STEPS: Mapping[int, Callable[[Console], None]] = {1: by_hand.walk, 2: tampered.walk, 4: dropped_users.walk}
+# The second argument: whether the step answers its questions itself, as `approver`. Step 3 only waits for a person.
+STEPS: Mapping[int, Callable[[Console, bool], None]] = {
+    1: lambda console, _: by_hand.walk(console),
+    2: lambda console, _: tampered.walk(console),
+    3: encrypted_phones.walk,
+    4: lambda console, _: dropped_users.walk(console),
+}

@@ -43,13 +43,13 @@ class Desk:
         return run, self.oncall.state(dag, run)
 
 
-def until(unready: Callable[[], str | None], what: str, within_seconds: float) -> None:
+def until(unready: Callable[[], str | None], what: str, within_seconds: float, *, every_seconds: float = 0.5) -> None:
     """Wait until a ready condition answers None. Raises SandboxError naming what was still missing."""
     deadline = time.monotonic() + within_seconds
     while (missing := unready()) is not None:
         if time.monotonic() > deadline:
             raise SandboxError(f"waited {within_seconds:.0f} s for {what}", found=missing)
-        time.sleep(0.5)
+        time.sleep(every_seconds)
 
 
 @contextlib.contextmanager

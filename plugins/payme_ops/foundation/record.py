@@ -3,6 +3,7 @@
 Restore tests, migrations and releases leave records of this one shape, with one Markdown and one HTML form.
 """
 
+import itertools
 import json
 import re
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from payme_ops.foundation import evidence, signing
 from payme_ops.foundation.clock import show
-from payme_ops.foundation.errors import RecordInvalid
+from payme_ops.foundation.errors import AlreadyExists, RecordInvalid
 from payme_ops.foundation.evidence import Evidence, plain
 from payme_ops.foundation.objectstore import Bucket
 
@@ -100,10 +101,18 @@ def read(body: bytes, trusted_keys: list[str], variable: str) -> Record:
 def keep(bucket: Bucket, record: Record, key: Ed25519PrivateKey) -> str:
     """Store a record that lies beside nothing, and its page, below records/<kind>/; answers the object's key.
 
-    Raises AlreadyExists for another one of the same second, StoreRefused, StoreUnavailable.
+    Keys sort by time; of two that end in the same second the later one gets the higher number. Raises StoreRefused,
+    StoreUnavailable.
     """
-    stem = f"{_FOLDER}/{record.kind}/{record.ended.astimezone(UTC):%Y%m%dT%H%M%SZ}"
-    bucket.put_if_absent(f"{stem}.json", signed(record, key), ContentType="application/json")
+    body = signed(record, key)
+    for number in itertools.count():
+        stem = f"{_FOLDER}/{record.kind}/{record.ended.astimezone(UTC):%Y%m%dT%H%M%SZ}-{number:02}"
+        try:
+            bucket.put_if_absent(f"{stem}.json", body, ContentType="application/json")
+        except AlreadyExists:
+            if bucket.get(f"{stem}.json") != body:  # else the answer to our own write was lost
+                continue
+        break
     bucket.put(f"{stem}.html", to_html(record).encode(), ContentType="text/html; charset=utf-8")
     return f"{stem}.json"
 

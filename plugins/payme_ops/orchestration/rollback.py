@@ -168,12 +168,14 @@ def _require_health() -> None:
 def _require_stopped(context: Context, desk: RestoreDesk) -> None:
     """Stopped by its API or by a person's word, and not started since: a cleared task must not swap under it."""
     run = run_name(context)
-    stopped, started = evidence.latest(desk.ops, run, STOPPED), _latest(desk, run, STARTED)
-    if started and started.ended >= stopped.ended:
+    stopped = evidence.latest(desk.ops, run, STOPPED)
+    # By the order in which they were written down, not by clocks.
+    last = [one for one in evidence.of_run(desk.ops, run) if one.item in (STOPPED, STARTED)][-1]
+    if last.item == STARTED:
         raise NotApproved(
             "the application was started again since it was stopped",
             expected="a stopped application, and its loss measured after that",
-            found=f"started {show(started.ended)}",
+            found=f"started {show(last.ended)}",
             remedy="clear stop_application and everything after it; what was restored beside is used again",
         )
     if stopped.verdict is not Verdict.PASS:

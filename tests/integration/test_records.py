@@ -1,0 +1,40 @@
+"""Records that lie beside nothing: each is kept once, in order, and counts only with its signature."""
+
+from dataclasses import replace
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from payme_ops.foundation import record, signing
+from payme_ops.foundation.clock import utc_now
+from payme_ops.foundation.errors import Untrusted
+from payme_ops.foundation.record import Record
+from tests.support.installation import Installation
+from tests.support.proxy import Proxy
+
+KEY = Ed25519PrivateKey.generate()
+TRUSTED = [signing.public_key(KEY)]
+NOW = utc_now()
+FIRST = Record(kind="drill", subject="a <b>", run="r/1", actor="a", verdict="DONE", started=NOW, ended=NOW, facts={})
+
+
+def test_two_of_the_same_second_are_kept_in_their_order(installation: Installation) -> None:
+    bucket = installation.store
+    assert record.newest(bucket, "drill", TRUSTED, "KEYS") is None
+    second = record.follow(replace(FIRST, run="r/2"), FIRST)
+    keys = [record.keep(bucket, one, KEY) for one in (FIRST, second)]
+    assert keys == sorted(set(keys))
+    assert record.newest(bucket, "drill", TRUSTED, "KEYS") == second
+    assert "a &lt;b&gt;" in bucket.get(keys[0].replace(".json", ".html")).decode()
+
+
+def test_an_answer_that_was_lost_makes_no_second_one(installation: Installation, proxy: Proxy) -> None:
+    proxy.lose_answer("PUT", ".json", times=1)
+    record.keep(installation.desk.bucket, FIRST, KEY)
+    assert len([key for key in installation.store.keys("records/drill/") if key.endswith(".json")]) == 1
+
+
+def test_one_that_somebody_else_signed_counts_for_nothing(installation: Installation) -> None:
+    record.keep(installation.store, FIRST, Ed25519PrivateKey.generate())
+    with pytest.raises(Untrusted):
+        record.newest(installation.store, "drill", TRUSTED, "KEYS")

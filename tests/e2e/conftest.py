@@ -48,6 +48,11 @@ class Desk:
         """State of each task of a run."""
         return {task["task_id"]: task["state"] for task in self.api.tasks(dag, run)}
 
+    def deploy(self, version: str) -> None:
+        """Let the application run as that version; for a `busy_desk`."""
+        url, token = self.world.url("payme_api"), self.world.secrets["payme_api.token"]
+        assert call("POST", f"{url}/admin/start", {"version": version}, token=token)[0] == 200
+
     def slack(self) -> list[dict[str, Any]]:
         """Messages that arrived in the stand-in."""
         messages: list[dict[str, Any]] = call("GET", f"{self.world.url('slack')}/messages.json")[1]
@@ -76,3 +81,19 @@ def desk() -> Iterator[Desk]:
     finally:
         world.remove(root)
         shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def desk_with_api(desk: Desk) -> Desk:
+    """The same with the PayMe API's process, which has one port and so starts once."""
+    desk.supervisor.start(world.application(desk.world))
+    return desk
+
+
+@pytest.fixture(scope="module")
+def busy_desk(desk_with_api: Desk) -> Iterator[Desk]:
+    """The same with PayMe's application at work as 2.4.0, until the module's end."""
+    desk_with_api.deploy("2.4.0")
+    yield desk_with_api
+    url, token = desk_with_api.world.url("payme_api"), desk_with_api.world.secrets["payme_api.token"]
+    call("POST", f"{url}/admin/stop", token=token)

@@ -1,7 +1,6 @@
 """A table is dropped, and PayMe comes back: the form, two people, the swap, the application, and who is told."""
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -10,7 +9,7 @@ import psycopg
 import pytest
 
 from payme_ops.backup import swap
-from sandbox import airflow, world
+from sandbox import airflow
 from sandbox.http import call
 from tests.e2e.conftest import PARSED_WITHIN_SECONDS, RUN_WITHIN_SECONDS, Desk
 from tests.support.waiting import eventually
@@ -61,15 +60,11 @@ def approver(desk: Desk) -> airflow.Api:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _application(desk: Desk) -> Iterator[None]:
+def _backup(busy_desk: Desk) -> None:
     """PayMe's application at work, and a backup from before anything went wrong."""
-    desk.supervisor.until(
-        partial(desk.api.dag_missing, DAG, datetime.min.replace(tzinfo=UTC)), DAG, PARSED_WITHIN_SECONDS
-    )
-    desk.supervisor.start(world.application(desk.world))
-    assert desk.run(reason="before everything")[1] == "success"
-    yield
-    call("POST", f"{desk.world.url('payme_api')}/admin/stop", token=desk.world.secrets["payme_api.token"])
+    since = datetime.min.replace(tzinfo=UTC)
+    busy_desk.supervisor.until(partial(busy_desk.api.dag_missing, DAG, since), DAG, PARSED_WITHIN_SECONDS)
+    assert busy_desk.run(reason="before everything")[1] == "success"
 
 
 def test_without_a_reason_nothing_begins(desk: Desk) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -15,7 +14,6 @@ from payme_ops.foundation.objectstore import Bucket
 from payme_ops.migration import envelope
 from payme_ops.migration.names import PHONE_NUMBER
 from sandbox import airflow, s3, world
-from sandbox.http import call
 from sandbox.payme_db.generate import CANARY_PHONE, phone_number
 from tests.e2e.conftest import PARSED_WITHIN_SECONDS, RUN_WITHIN_SECONDS, Desk
 
@@ -23,11 +21,6 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 DAG, BACK = "phone_encryption", "phone_encryption_rollback"
 ALWAYS = {"window_from": "00:00", "window_to": "23:59", "brown_out_minutes": 0.1}
-
-
-def deploy(desk: Desk, version: str) -> None:
-    url, token = desk.world.url("payme_api"), desk.world.secrets["payme_api.token"]
-    assert call("POST", f"{url}/admin/start", {"version": version}, token=token)[0] == 200
 
 
 def superuser(desk: Desk) -> psycopg.Connection:
@@ -69,17 +62,14 @@ def approver(desk: Desk) -> airflow.Api:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _application(desk: Desk) -> Iterator[None]:
-    """PayMe's application at work as 2.4.0."""
+def _parsed(busy_desk: Desk) -> None:
+    """PayMe's application at work as 2.4.0, and both DAGs known."""
     since = datetime.min.replace(tzinfo=UTC)
     for dag in (DAG, BACK):
-        desk.supervisor.until(partial(desk.api.dag_missing, dag, since), dag, PARSED_WITHIN_SECONDS)
-    desk.supervisor.start(world.application(desk.world))
-    yield
-    call("POST", f"{desk.world.url('payme_api')}/admin/stop", token=desk.world.secrets["payme_api.token"])
+        busy_desk.supervisor.until(partial(busy_desk.api.dag_missing, dag, since), dag, PARSED_WITHIN_SECONDS)
 
 
-def test_without_a_backup_and_a_rehearsal_production_is_locked(desk: Desk) -> None:
+def test_without_a_rehearsal_production_is_locked(desk: Desk) -> None:
     state, tasks = ended(desk, desk.api.trigger(DAG, {"rehearsal": False, "reason": "too early", **ALWAYS}))
     assert (state, tasks["backup_and_rehearsal"], tasks["expand"]) == ("failed", "failed", "upstream_failed")
     assert PHONE_NUMBER.ciphertext not in columns(desk)
@@ -135,15 +125,15 @@ def test_five_steps(desk: Desk, approver: airflow.Api) -> None:
     run = desk.api.trigger(DAG, {"rehearsal": False, "reason": "the real thing", **ALWAYS})
     answered(desk, approver, run, "approve_start")
     waits(desk, run, "fleet_writes_both")
-    deploy(desk, "2.5.0")
+    desk.deploy("2.5.0")
     assert "dual_write" in answered(desk, approver, run, "approve_backfill").replace("\\", "")
     body = answered(desk, approver, run, "approve_reads")
     assert "rows" in body
     waits(desk, run, "fleet_reads_ciphertext")
-    deploy(desk, "2.7.0")
+    desk.deploy("2.7.0")
     answered(desk, approver, run, "approve_drop")
     waits(desk, run, "fleet_final_name")
-    deploy(desk, "2.8.0")
+    desk.deploy("2.8.0")
     state, tasks = ended(desk, run)
     assert state == "success", tasks
     assert tasks["purge_table"] == "skipped"  # the form named no free bytes

@@ -47,7 +47,13 @@ def leftovers(desk: Desk) -> dict[str, object]:
             "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'payme_ops:%'"
         ).fetchall()
     uploads = s3.client(desk.world.url("s3")).list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
-    tools = [p.pid for p in psutil.process_iter(["name"]) if p.info["name"] == "pg_dump"]
+    # Of this desk's server: other tests dump at the same time.
+    server = f"port={desk.world.ports['postgres']}"
+    tools = [
+        process.pid
+        for process in psutil.process_iter(["name", "cmdline"])
+        if process.info["name"] == "pg_dump" and server in " ".join(process.info["cmdline"] or [])
+    ]
     return {"sessions": sessions, "uploads": uploads, "tools": tools}
 
 

@@ -6,26 +6,11 @@ from airflow.sdk import Param, TaskGroup, TriggerRule, dag, task
 
 from payme_ops.orchestration.approval import ApprovalGate
 from payme_ops.orchestration.defaults import Area, Risk, dag_options
-
-
-def _version(default, title, description):
-    return Param(default, type="string", maxLength=40, title=title, description=description)
+from payme_ops.orchestration.migration_tasks import version, waiting, work
 
 
 def _time(default, title):
-    return Param(default, type="string", pattern=r"^\d\d:\d\d$", title=title, description="HH:MM in Nairobi")
-
-
-def _work(task_id, function="", *, hours=0.5, **fixed):
-    """A task of migration workers: the function of that name in payme_ops.orchestration.migration."""
-
-    @task(task_id=task_id, queue="migration", execution_timeout=timedelta(hours=hours))
-    def run(given=None):
-        from payme_ops.orchestration import migration
-
-        return getattr(migration, function or task_id)(**fixed, **(given or {}))
-
-    return run
+    return Param(default, type="string", pattern=r"^\d\d:\d\d$", title=title, description="Nairobi")
 
 
 def _backups(task_id, **options):
@@ -46,8 +31,8 @@ def _approval(task_id, subject, item):
 
 def _step(name, subject):
     """Look, ask a person where a check could not tell, do; answers the first and the last task."""
-    look = _work(f"look_before_{name}", "look", step=name)()
-    do = _work(name, "take", hours=6, step=name)()
+    look = work(f"look_before_{name}", "look", step=name)()
+    do = work(name, "take", hours=6, step=name)()
     look >> _approval(f"confirm_{name}", subject, f"before_{name}") >> do
     return look, do
 
@@ -55,19 +40,8 @@ def _step(name, subject):
 def _fleet(which, subject):
     """Wait without a worker until no older version is connected; ask about what no machine can tell."""
 
-    @task.sensor(
-        task_id=f"fleet_{which}",
-        queue="migration",
-        mode="reschedule",
-        poke_interval=30,
-        timeout=timedelta(days=14).total_seconds(),
-    )
-    def wait():
-        from payme_ops.orchestration import migration
-
-        return migration.fleet_runs(which)
-
-    waited, confirmed = wait(), _approval(f"confirm_{which}", subject, f"fleet_{which}")
+    waited = waiting(f"fleet_{which}", "fleet_runs", which=which)
+    confirmed = _approval(f"confirm_{which}", subject, f"fleet_{which}")
     waited >> confirmed
     return waited, confirmed
 
@@ -88,14 +62,12 @@ def _group(name, title):
         "reason": Param(
             None, type=["null", "string"], maxLength=200, title="Reason", description="Required. Why is it done now?"
         ),
-        "writes_both": _version("2.5.0", "Writes both", "First version that writes plaintext and ciphertext"),
-        "reads_ciphertext": _version("2.6.0", "Reads ciphertext", "First version that reads the ciphertext"),
-        "ignores_plaintext": _version("2.7.0", "Ignores plaintext", "First version that names no plaintext column"),
-        "final_name": _version("2.8.0", "Final name", "First version that calls the ciphertext phone_number"),
-        "window_from": Param(
-            "01:00", type="string", pattern=r"^\d\d:\d\d$", title="Window from", description="Nairobi"
-        ),
-        "window_to": Param("05:00", type="string", pattern=r"^\d\d:\d\d$", title="Window to", description="Nairobi"),
+        "writes_both": version("2.5.0", "Writes both", "First version that writes plaintext and ciphertext"),
+        "reads_ciphertext": version("2.6.0", "Reads ciphertext", "First version that reads the ciphertext"),
+        "ignores_plaintext": version("2.7.0", "Ignores plaintext", "First version that names no plaintext column"),
+        "final_name": version("2.8.0", "Final name", "First version that calls the ciphertext phone_number"),
+        "window_from": _time("01:00", "Window from"),
+        "window_to": _time("05:00", "Window to"),
         "workers": Param(
             2, type="integer", minimum=1, maximum=16, title="Workers", description="Tasks that encrypt at once"
         ),
@@ -126,7 +98,7 @@ def _group(name, title):
     ),
 )
 def phone_encryption():
-    request = _work("check_request")()
+    request = work("check_request")()
 
     @task.branch(queue="migration")
     def way():
@@ -137,7 +109,7 @@ def phone_encryption():
     chosen = way()
 
     with _group("before", "Before: the checklist"):
-        told, backup, listed = _work("tell")(), _backups("backup_and_rehearsal")(), _work("checklist")()
+        told, backup, listed = work("tell")(), _backups("backup_and_rehearsal")(), work("checklist")()
         start = _approval("approve_start", "Encrypt phone numbers in production?", "before_the_migration")
         [told, backup] >> listed >> start
 
@@ -146,20 +118,20 @@ def phone_encryption():
 
     with _group("step_2", "2. Deploy code that writes both"):
         writes, both = _fleet("writes_both", "Does every version that is connected write both?")
-        moment = _work("begin_canary")()
-        canary = _work("canary", hours=1)(moment)
+        moment = work("begin_canary")()
+        canary = work("canary", hours=1)(moment)
         approve_backfill = _approval("approve_backfill", "Encrypt every row?", "dual_write")
         both >> moment
         canary >> approve_backfill
 
     with _group("step_3", "3. Encrypt existing rows"):
-        ranges, caught_up = _work("plan")(), _work("catch_up", hours=6)()
+        ranges, caught_up = work("plan")(), work("catch_up", hours=6)()
         look_finish, finish = _step("finish", "Build the index and the checks all the same?")
         approve_backfill >> ranges
-        _work("encrypt", hours=6).expand(given=ranges) >> caught_up >> look_finish
+        work("encrypt", hours=6).expand(given=ranges) >> caught_up >> look_finish
 
     with _group("step_4", "4. Verify: every row decrypts"):
-        rewrap, verify = _work("rewrap_legacy", hours=6)(), _work("verify_all", hours=6)()
+        rewrap, verify = work("rewrap_legacy", hours=6)(), work("verify_all", hours=6)()
         approve_reads = _approval("approve_reads", "May the application rely on the ciphertexts?", "every_row")
         rewrap >> verify >> approve_reads
 
@@ -173,7 +145,7 @@ def phone_encryption():
         confirmed_ignores >> look_brown_out
 
     with _group("step_5_drop", "5. Drop the plaintext"):
-        look_drop, drop = _work("look_before_drop", hours=6)(), _work("drop", hours=1)()
+        look_drop, drop = work("look_before_drop", hours=6)(), work("drop", hours=1)()
         final, confirmed_final = _fleet("final_name", "Does every version that is connected use the final name?")
         look_end, end_shim = _step("end_shim", "Remove the view all the same?")
         look_drop >> _approval("approve_drop", "Drop the plaintext? Only a backup leads back", "before_switch") >> drop
@@ -181,8 +153,8 @@ def phone_encryption():
         confirmed_final >> look_end
 
     with _group("after", "After"):
-        final_look, look_purge = _work("final_look", hours=6)(), _work("look_before_purge")()
-        purge = _work("purge_table", hours=6)()
+        final_look, look_purge = work("final_look", hours=6)(), work("look_before_purge")()
+        purge = work("purge_table", hours=6)()
         ask = "Stop all queries on the table while it is written anew?"
         final_look >> look_purge >> _approval("approve_purge", ask, "before_purge") >> purge
         # Also without a purge, which it then says; not without the drop.
@@ -197,9 +169,9 @@ def phone_encryption():
     brown_out >> look_drop
     end_shim >> final_look
     # The last three run whatever happened before, also when somebody marks the run as failed.
-    rights = _work("give_back_rights")().as_teardown(setups=request)
+    rights = work("give_back_rights")().as_teardown(setups=request)
     record = _backups("keep_record")().as_teardown(setups=request)
-    verdict = _work("verdict")().as_teardown(setups=request, on_failure_fail_dagrun=True)
+    verdict = work("verdict")().as_teardown(setups=request, on_failure_fail_dagrun=True)
     certificate >> rights >> record >> verdict
 
 

@@ -2,45 +2,23 @@
 
 from datetime import timedelta
 
-from airflow.sdk import Param, dag, task
+from airflow.sdk import Param, TriggerRule, dag
 
 from payme_ops.orchestration.approval import ApprovalGate
 from payme_ops.orchestration.defaults import Area, Risk, dag_options
+from payme_ops.orchestration.migration_tasks import version, waiting, work
 
 
-def _version(default, title, description):
-    return Param(default, type="string", maxLength=40, title=title, description=description)
-
-
-def _work(task_id, function="", *, hours=6.0, trigger_rule="none_failed", **fixed):
-    """A task of migration workers: the function of that name in payme_ops.orchestration.migration."""
-
-    @task(task_id=task_id, queue="migration", execution_timeout=timedelta(hours=hours), trigger_rule=trigger_rule)
-    def run():
-        from payme_ops.orchestration import migration
-
-        return getattr(migration, function or task_id)(**fixed)
-
-    return run()
+_NONE_FAILED = TriggerRule.NONE_FAILED  # what is not there to be undone is skipped
 
 
 def _gone(which, step):
-    """Wait without a worker until no version that needs what is undone is connected."""
+    """Wait until no version that needs what is undone is connected."""
+    return waiting(f"gone_{which}", "fleet_left", trigger_rule=_NONE_FAILED, which=which, step=step)
 
-    @task.sensor(
-        task_id=f"gone_{which}",
-        queue="migration",
-        mode="reschedule",
-        poke_interval=30,
-        timeout=timedelta(days=14).total_seconds(),
-        trigger_rule="none_failed",
-    )
-    def wait():
-        from payme_ops.orchestration import migration
 
-        return migration.fleet_left(which, step)
-
-    return wait()
+def _undo(step, trigger_rule=_NONE_FAILED):
+    return work(f"undo_{step}", "undo", hours=6, trigger_rule=trigger_rule, step=step)()
 
 
 @dag(
@@ -56,9 +34,9 @@ def _gone(which, step):
             title="Undo back to",
             description="The last step that is undone; expand: no ciphertext is left",
         ),
-        "writes_both": _version("2.5.0", "Writes both", "First version that writes plaintext and ciphertext"),
-        "reads_ciphertext": _version("2.6.0", "Reads ciphertext", "First version that reads the ciphertext"),
-        "ignores_plaintext": _version("2.7.0", "Ignores plaintext", "First version that names no plaintext column"),
+        "writes_both": version("2.5.0", "Writes both", "First version that writes plaintext and ciphertext"),
+        "reads_ciphertext": version("2.6.0", "Reads ciphertext", "First version that reads the ciphertext"),
+        "ignores_plaintext": version("2.7.0", "Ignores plaintext", "First version that names no plaintext column"),
     },
     **dag_options(
         "phone_encryption_rollback",
@@ -74,20 +52,19 @@ def phone_encryption_rollback():
         evidence_item="rollback_plan",
         response_timeout=timedelta(hours=24),
     )
-    plan = _work("check_rollback", hours=0.5)
-    ended = _work("rollback_verdict", hours=0.5).as_teardown(setups=plan, on_failure_fail_dagrun=True)
+    plan = work("check_rollback")()
     (
         plan
         >> approve
-        >> _work("undo_brown_out", "undo", step="brown_out", trigger_rule="all_success")
-        >> (_gone("ignores_plaintext", "relax"))
-        >> _work("reverse")
-        >> _work("undo_relax", "undo", step="relax")
+        >> _undo("brown_out", trigger_rule=TriggerRule.ALL_SUCCESS)
+        >> _gone("ignores_plaintext", "relax")
+        >> work("reverse", hours=6, trigger_rule=_NONE_FAILED)()
+        >> _undo("relax")
         >> _gone("reads_ciphertext", "finish")
-        >> (_work("undo_finish", "undo", step="finish"))
+        >> _undo("finish")
         >> _gone("writes_both", "expand")
-        >> _work("undo_expand", "undo", step="expand")
-        >> ended
+        >> _undo("expand")
+        >> work("rollback_verdict")().as_teardown(setups=plan, on_failure_fail_dagrun=True)
     )
 
 

@@ -8,7 +8,6 @@ from payme_ops.orchestration.approval import ApprovalGate
 from payme_ops.orchestration.defaults import Area, Risk, dag_options
 from payme_ops.orchestration.migration_tasks import version, waiting, work
 
-
 _NONE_FAILED = TriggerRule.NONE_FAILED  # what is not there to be undone is skipped
 
 

@@ -17,7 +17,14 @@ from payme_ops.backup.catalogue import Catalogue, Entry
 from payme_ops.backup.swap import Swapped
 from payme_ops.foundation import evidence, lease, payme_api
 from payme_ops.foundation.clock import show, utc_now
-from payme_ops.foundation.errors import IntegrityError, NotFound, ServiceRefused, SettingsError, Unavailable
+from payme_ops.foundation.errors import (
+    IntegrityError,
+    NotFound,
+    ServiceRefused,
+    SettingsError,
+    Unavailable,
+    require_reason,
+)
 from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, failed, passed
 from payme_ops.foundation.payme_api import Health, PaymeApi, Version
 from payme_ops.foundation.postgres import connect, speaking, with_database
@@ -67,13 +74,7 @@ def check_request(desk: RestoreDesk, run: str, *, backup: str, target: str, reas
     the swap. Raises SettingsError (reason, target), NotFound, IntegrityError (refuted, closed, untrusted),
     PaymeOpsError for a right that the restore role lacks.
     """
-    if not reason.strip():
-        raise SettingsError(
-            "a restore wants a reason",
-            expected="why the running database is to be replaced; it is kept in the record",
-            found="none",
-            remedy="trigger it again with a reason",
-        )
+    require_reason("a restore", reason, "why the running database is to be replaced; it is kept in the record")
     target = target.strip() or desk.settings.backup.database
     allowed = desk.settings.backup.restore_targets or [desk.settings.backup.database]
     if target not in allowed:

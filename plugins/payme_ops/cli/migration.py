@@ -11,7 +11,7 @@ from payme_ops.cli.tables import evidence_table
 from payme_ops.foundation import evidence, settings
 from payme_ops.foundation.evidence import Verdict
 from payme_ops.migration import control, envelope, shape, verify
-from payme_ops.migration.desk import MigrationDesk, session
+from payme_ops.migration.desk import MigrationDesk
 
 app = typer.Typer(no_args_is_help=True, help="The encryption of phone numbers.")
 Reason = Annotated[str, typer.Option(help="Why; shown wherever the backfill says that it waits.")]
@@ -25,8 +25,7 @@ def _desk() -> MigrationDesk:
 def status() -> None:
     """The step that the table is at, what was said to the backfill, and how far it is."""
     desk = _desk()
-    with session(desk, "look") as connection:
-        found = shape.inspect(connection, desk.names)
+    found = shape.look(desk)
     typer.echo(f"{desk.names.title}: {found.stage}")
     if found.browned_out:
         typer.echo("the application's right on the plaintext is taken away")

@@ -176,3 +176,11 @@ class TruthMismatch(IntegrityError):
 
 class Refuted(IntegrityError):
     """A restore test found that the backup is not what it should be."""
+
+
+def require_reason(what: str, reason: str, why: str) -> None:
+    """What a person begins by hand has a reason: `why` says what for. Raises SettingsError."""
+    if not reason.strip():
+        raise SettingsError(
+            f"{what} wants a reason", expected=why, found="none", remedy="trigger it again with a reason"
+        )

@@ -12,7 +12,7 @@ from payme_ops.foundation.progress import Report
 from payme_ops.migration.ddl import build_index, drop_index, validate, with_lock_budget
 from payme_ops.migration.desk import MigrationDesk, session
 from payme_ops.migration.names import statement
-from payme_ops.migration.shape import Shape, Stage, inspect, reached, require, source
+from payme_ops.migration.shape import Stage, inspect, look, reached, require, source
 
 _UNIQUE_VIOLATION, _CHECK_VIOLATION = "23505", "23514"
 
@@ -25,7 +25,7 @@ def do_finish(desk: MigrationDesk, report: Report) -> dict[str, Any]:
     LeaseHeld.
     """
     names = desk.names
-    before = _look(desk)
+    before = look(desk)
     require(before, names, Stage.EXPANDED)
     if before.reached(Stage.BACKFILLED):
         report(f"{names.title} is {before.stage} already")
@@ -48,11 +48,6 @@ def do_finish(desk: MigrationDesk, report: Report) -> dict[str, Any]:
     return {"changed": True, "unique": unique}
 
 
-def _look(desk: MigrationDesk) -> Shape:
-    with session(desk, "look") as connection:
-        return inspect(connection, desk.names)
-
-
 def _build(desk: MigrationDesk, *, unique: bool, report: Report) -> None:
     names = desk.names
     create = statement(names, "3_index.sql", unique=sql.SQL("UNIQUE" if unique else ""))
@@ -64,7 +59,7 @@ def _build(desk: MigrationDesk, *, unique: bool, report: Report) -> None:
         if error.sqlstate == _UNIQUE_VIOLATION:  # written since we looked
             _require_no_fault(duplicates(desk, names.blind_index), *_DUPLICATES)
         raise
-    if (found := _look(desk)).unique_index != unique:
+    if (found := look(desk)).unique_index != unique:
         raise UnexpectedSchema(
             f"the index of {names.title}.{names.blind_index} is not as the plaintext's",
             expected="a UNIQUE one" if unique else "one that is not UNIQUE",
@@ -119,7 +114,7 @@ def checks_before_finish(desk: MigrationDesk) -> list[Check]:
         return failed(found, "run the backfill until a pass finds nothing") if count else passed(found)
 
     def shared() -> Finding:
-        if not _look(desk).unique_plaintext:
+        if not look(desk).unique_plaintext:
             return passed({"unique": False})
         count, ids = duplicates(desk, desk.names.blind_index)
         found = {"unique": True, "numbers": count, "ids": ids}

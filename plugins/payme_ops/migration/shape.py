@@ -92,6 +92,12 @@ def inspect(connection: psycopg.Connection, names: Names) -> Shape:
     return Shape(**row, relaxed=relaxed, browned_out=browned_out)
 
 
+def look(desk: MigrationDesk) -> Shape:
+    """The same in a session of its own."""
+    with session(desk, "look") as connection:
+        return inspect(connection, desk.names)
+
+
 def named(names: Names) -> dict[str, Any]:
     """Parameters for queries of the catalogues: names as they have them, `relation` and `base_relation` quoted."""
     plain = ("schema", "table", "base", "key", "plaintext", "ciphertext", "blind_index")
@@ -136,8 +142,7 @@ def reached(desk: MigrationDesk, item: str, stage: Stage) -> Check:
     """The check that the table is at a stage, or beyond it."""
 
     def measure() -> Finding:
-        with session(desk, "look") as connection:
-            shape = inspect(connection, desk.names)
+        shape = look(desk)
         measured = {"stage": shape.stage}
         if shape.reached(stage):
             return passed(measured)

@@ -23,7 +23,7 @@ from payme_ops.migration.desk import MigrationDesk, owner_session, session
 from payme_ops.migration.finish import add_complete, duplicates, show_ids
 from payme_ops.migration.forms import run_forms
 from payme_ops.migration.names import Names, statement
-from payme_ops.migration.shape import Shape, Stage, inspect, named, quoted, reached, require, source
+from payme_ops.migration.shape import Shape, Stage, inspect, look, named, quoted, reached, require, source
 from payme_ops.migration.state import subject
 
 _UNIQUE_VIOLATION = "23505"
@@ -383,8 +383,7 @@ def _columns(connection: psycopg.Connection, names: Names) -> list[str]:
 
 def undo_switch(desk: MigrationDesk, report: Report) -> dict[str, Any]:
     """There is none: raises UnexpectedSchema once the plaintext is gone; before that there is nothing to undo."""
-    with session(desk, "look") as connection:
-        _require_not_dropped(inspect(connection, desk.names), desk.names)
+    _require_not_dropped(look(desk), desk.names)
     report(f"{desk.names.title} still has its plaintext")
     return {"changed": False}
 

@@ -12,13 +12,21 @@ from datetime import time as TimeOfDay
 from functools import partial
 from typing import Any
 
-from airflow.sdk import get_current_context
+from airflow.sdk import Context, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
 
 from payme_ops.foundation import evidence, payme_api
 from payme_ops.foundation import settings as config
 from payme_ops.foundation.clock import utc_now
-from payme_ops.foundation.errors import GateClosed, NotApproved, NotFound, PaymeOpsError, SettingsError, Unavailable
+from payme_ops.foundation.errors import (
+    GateClosed,
+    NotApproved,
+    NotFound,
+    PaymeOpsError,
+    SettingsError,
+    Unavailable,
+    require_reason,
+)
 from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, passed
 from payme_ops.foundation.stop import stoppable
 from payme_ops.migration import (
@@ -35,7 +43,7 @@ from payme_ops.migration import (
     switch,
     verify,
 )
-from payme_ops.migration.desk import MigrationDesk, session
+from payme_ops.migration.desk import MigrationDesk
 from payme_ops.migration.dual_write import Moment
 from payme_ops.migration.envelope import Keys
 from payme_ops.migration.shape import Stage
@@ -87,13 +95,6 @@ def _keys(desk: MigrationDesk) -> Keys:
     return envelope.load_keys(os.environ, key_id=desk.settings.migration.key_id, names=desk.names)
 
 
-def _latest(desk: MigrationDesk, item: str) -> Evidence | None:
-    try:
-        return evidence.latest(desk.ops, desk.run, item)
-    except NotFound:
-        return None
-
-
 def _keep(desk: MigrationDesk, item: str, finding: Finding, threshold: str) -> Evidence:
     made = evidence.conclude(
         item,
@@ -121,15 +122,7 @@ def _checked(desk: MigrationDesk, item: str, checks: list[Check], *, ask: str = 
 def check_request() -> None:
     """Refuse what cannot be meant; keep the request."""
     context, desk = get_current_context(), _desk()
-    given = {name: context["params"].get(name) for name in context["params"]}
-    asked = {name: "" if value is None else str(value).strip() for name, value in given.items()}
-    if not asked["reason"]:
-        raise SettingsError(
-            "the migration wants a reason",
-            expected="why it is done now; it is kept in the record",
-            found="none",
-            remedy="trigger it again with a reason",
-        )
+    asked = _form(context, "the migration", "why it is done now; it is kept in the record")
     named = ("writes_both", "reads_ciphertext", "ignores_plaintext", "final_name")
     versions = [fleet.parse_version(asked[name]) for name in named]
     if None in versions or sorted(versions, key=lambda version: version or ()) != versions:
@@ -142,6 +135,14 @@ def check_request() -> None:
     for name in ("window_from", "window_to"):
         _time(asked[name])
     _keep(desk, REQUEST, passed(asked), "a reason, four versions in order, a window")
+
+
+def _form(context: Context, what: str, why: str) -> dict[str, str]:
+    """What the form says, as text. Raises SettingsError without a reason."""
+    given = {name: context["params"].get(name) for name in context["params"]}
+    asked = {name: "" if value is None else str(value).strip() for name, value in given.items()}
+    require_reason(what, asked["reason"], why)
+    return asked
 
 
 def _time(text: str) -> TimeOfDay:
@@ -319,7 +320,7 @@ def verify_all() -> None:
     with stoppable():
         found = verify.verify(desk, _keys(desk), workers=int(_asked(desk, "workers")), report=_log.info)
     finding = verify.finding(found)
-    shown = {**finding.measured, "point": found.point, "rows a second": round(found.rows / max(found.seconds, 0.001))}
+    shown = {**finding.measured, "point": found.point, "rows a second": found.rows_per_second}
     verdict = Verdict.INCONCLUSIVE if finding.verdict is Verdict.PASS else finding.verdict
     _keep(desk, VERIFIED, Finding(verdict, shown, finding.remedy or _READS), "every row decrypts to its number")
     if finding.verdict is not Verdict.PASS:
@@ -331,6 +332,11 @@ def verify_all() -> None:
         )
 
 
+def _written_since(desk: MigrationDesk) -> Check:
+    """Nothing that was written since the verification is wrong."""
+    return Check(DRIFT, "every row written since is right", f"database {desk.database}", lambda: _drift(desk))
+
+
 def _drift(desk: MigrationDesk) -> Finding:
     """The rows written since the verification, judged as it judged, or after it by themselves."""
     point = str(evidence.latest(desk.ops, desk.run, VERIFIED).measured["point"])
@@ -338,13 +344,6 @@ def _drift(desk: MigrationDesk) -> Finding:
     # That nobody has written since is no fault here.
     empty = found.verdict is Verdict.INCONCLUSIVE and not found.measured["rows"]
     return passed(found.measured) if empty else found
-
-
-def drift() -> None:
-    """Nothing that was written since the verification is wrong."""
-    desk = _desk()
-    check = Check(DRIFT, "every row written since is right", f"database {desk.database}", lambda: _drift(desk))
-    _checked(desk, "drift", [check])
 
 
 # -- switch and drop --------------------------------------------------------------------------------------------
@@ -393,8 +392,8 @@ def _unwell(api: payme_api.PaymeApi | None) -> Finding | None:
 def look_before_drop() -> None:
     """Everything that a person wants to know before the point of no return."""
     desk = _desk()
-    check = Check(DRIFT, "every row written since is right", f"database {desk.database}", lambda: _drift(desk))
-    _checked(desk, STEPS["switch"].gate, [*_during(desk), check, *STEPS["switch"].before(desk)], ask=_DROP)
+    checks = [*_during(desk), _written_since(desk), *STEPS["switch"].before(desk)]
+    _checked(desk, STEPS["switch"].gate, checks, ask=_DROP)
 
 
 def drop() -> None:
@@ -408,8 +407,7 @@ def drop() -> None:
 def give_back_rights() -> None:
     """After a brown-out that is not followed by the drop."""
     desk = _desk()
-    with session(desk, "look") as connection:
-        found = shape.inspect(connection, desk.names)
+    found = shape.look(desk)
     if found.browned_out and found.has_plaintext and not found.switched:
         switch.undo_brown_out(desk, _log.info)
 
@@ -450,8 +448,7 @@ def verdict() -> None:
                 "the rehearsal is red", expected=rehearsed.threshold, found=evidence.plain(rehearsed.measured)
             )
         return
-    with session(desk, "look") as connection:
-        table = shape.inspect(connection, desk.names)
+    table = shape.look(desk)
     if not table.switched or table.shim:
         raise PaymeOpsError(
             "the migration is not over",
@@ -468,8 +465,7 @@ def verdict() -> None:
 def final_look() -> None:
     """After the switch: what was written since decrypts under its row, and the index matches."""
     desk = _desk()
-    check = Check(DRIFT, "every row written since is right", f"database {desk.database}", lambda: _drift(desk))
-    _checked(desk, "final_drift", [*_during(desk), check])
+    _checked(desk, "final_drift", [*_during(desk), _written_since(desk)])
 
 
 # -- the way back -----------------------------------------------------------------------------------------------
@@ -481,19 +477,11 @@ _UNDOS = ("brown_out", "relax", "finish", "expand")
 def check_rollback() -> None:
     """Refuse what cannot be undone; what will be is put before a person."""
     context, desk = get_current_context(), _desk()
-    asked = {name: str(context["params"].get(name) or "").strip() for name in context["params"]}
-    if not asked["reason"]:
-        raise SettingsError(
-            "the rollback wants a reason",
-            expected="why it is undone; it is kept as evidence",
-            found="none",
-            remedy="trigger it again with a reason",
-        )
+    asked = _form(context, "the rollback", "why it is undone; it is kept as evidence")
     for name in ("writes_both", "reads_ciphertext", "ignores_plaintext"):
         if fleet.parse_version(asked[name]) is None:
             raise SettingsError(f"{name} is no version", expected="major.minor.patch", found=asked[name] or "none")
-    with session(desk, "look") as connection:
-        found = shape.inspect(connection, desk.names)
+    found = shape.look(desk)
     if not found.has_plaintext:
         switch.undo_switch(desk, _log.info)  # says why there is no way back
     steps_back = _UNDOS[: _UNDOS.index(asked["back_to"]) + 1]
@@ -524,8 +512,7 @@ def reverse() -> None:
     """The plaintext as the ciphertext has it."""
     desk = _desk()
     require_approval(get_current_context(), gate="approve_rollback", evidence_item="rollback_plan")
-    with session(desk, "look") as connection:
-        found = shape.inspect(connection, desk.names)
+    found = shape.look(desk)
     if not found.relaxed:
         raise AirflowSkipException("the plaintext had to be written all the time: it is right as it is")
     with stoppable():
@@ -546,8 +533,7 @@ def rollback_verdict() -> None:
     """The run's colour: green only when the table is where the form wants it."""
     desk = _desk()
     before = {"relax": Stage.RELAXED, "finish": Stage.BACKFILLED, "expand": Stage.EXPANDED}[_asked(desk, "back_to")]
-    with session(desk, "look") as connection:
-        found = shape.inspect(connection, desk.names)
+    found = shape.look(desk)
     if found.reached(before):
         raise PaymeOpsError(
             "the steps are not undone",

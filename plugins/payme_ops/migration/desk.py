@@ -50,14 +50,19 @@ def owner_session(desk: MigrationDesk, part: str) -> Iterator[psycopg.Connection
             [desk.names.schema, [desk.names.table, desk.names.base]],
         ).fetchone()
         if row is None:
-            raise NotFound(
-                f"there is no table {desk.names.schema}.{desk.names.table}",
-                expected="the table whose column is to be encrypted",
-                found="none of that name",
-                remedy="check the database that the connection payme_db_migrate names",
-            )
+            raise no_table(desk.names)
         connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(row[0])))
         yield connection
+
+
+def no_table(names: Names) -> NotFound:
+    """The error where there is neither the table nor, under the shim, its base."""
+    return NotFound(
+        f"there is no table {names.title}",
+        expected="the table whose column is to be encrypted",
+        found="none of that name",
+        remedy="check the database that the connection payme_db_migrate names",
+    )
 
 
 def silence_triggers(connection: psycopg.Connection) -> None:

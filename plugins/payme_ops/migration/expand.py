@@ -1,18 +1,19 @@
 """Step 1: ciphertext and blind index beside the plaintext, and nothing that anybody has to wait for."""
 
+from functools import cache
 from typing import Any
 
 import psycopg
 from psycopg.rows import dict_row
 
-from payme_ops.foundation.errors import NotFound, UnexpectedSchema
+from payme_ops.foundation.errors import UnexpectedSchema
 from payme_ops.foundation.evidence import Check, Finding, Verdict, failed, passed
 from payme_ops.foundation.postgres import speaking
 from payme_ops.foundation.progress import Report
 from payme_ops.foundation.sql import load
 from payme_ops.migration import acl
 from payme_ops.migration.ddl import with_lock_budget
-from payme_ops.migration.desk import MigrationDesk, session
+from payme_ops.migration.desk import MigrationDesk, no_table, session
 from payme_ops.migration.names import statement
 from payme_ops.migration.shape import Shape, Stage, inspect, named, reached, require, source
 
@@ -95,10 +96,11 @@ def undo_expand(desk: MigrationDesk, report: Report) -> dict[str, Any]:
 
 def checks_before_expand(desk: MigrationDesk) -> list[Check]:
     """Whether the table, its owner and its publications are as the migration needs them."""
+    facts = cache(lambda: _facts(desk))  # read by the first check that asks
     return [
-        Check("expand_table", "; ".join(_TABLE.values()), source(desk), lambda: _facts_hold(desk, _TABLE)),
-        Check("expand_rights", "; ".join(_RIGHTS.values()), source(desk), lambda: _facts_hold(desk, _RIGHTS)),
-        Check("expand_publications", "no publication sends the table", source(desk), lambda: _publications(desk)),
+        Check("expand_table", "; ".join(_TABLE.values()), source(desk), lambda: _facts_hold(facts(), _TABLE)),
+        Check("expand_rights", "; ".join(_RIGHTS.values()), source(desk), lambda: _facts_hold(facts(), _RIGHTS)),
+        Check("expand_publications", "no publication sends the table", source(desk), lambda: _publications(facts())),
     ]
 
 
@@ -115,20 +117,19 @@ def _facts(desk: MigrationDesk) -> dict[str, Any]:
     ):
         row = cursor.execute(load("phone_encryption/1_table_facts.sql"), named(desk.names)).fetchone()
     if row is None:
-        raise NotFound(f"there is no table {desk.names.title}")
+        raise no_table(desk.names)
     return row
 
 
-def _facts_hold(desk: MigrationDesk, wanted: dict[str, str]) -> Finding:
-    found = _facts(desk)
+def _facts_hold(found: dict[str, Any], wanted: dict[str, str]) -> Finding:
     lacking = [text for fact, text in wanted.items() if not found[fact]]
     measured = {fact: found[fact] for fact in wanted}
     return failed(measured, f"needed: {'; '.join(lacking)}") if lacking else passed(measured)
 
 
-def _publications(desk: MigrationDesk) -> Finding:
+def _publications(facts: dict[str, Any]) -> Finding:
     """A subscriber that lacks a column stops at the first row: DDL is not replicated."""
-    found = _facts(desk)["publications"]
+    found = facts["publications"]
     if not found:
         return passed([])
     by_hand = "add both columns on every subscriber first, then confirm; later the switch stops after the drop"

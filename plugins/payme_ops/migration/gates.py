@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from datetime import time as TimeOfDay
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,14 +15,13 @@ from psycopg.rows import dict_row
 
 from payme_ops.foundation import http
 from payme_ops.foundation.clock import EAT, show
-from payme_ops.foundation.errors import NotFound
 from payme_ops.foundation.evidence import Check, Finding, Verdict, failed, passed
 from payme_ops.foundation.payme_api import Health
 from payme_ops.foundation.postgres import speaking
 from payme_ops.foundation.record import Record
 from payme_ops.foundation.sql import SQL_DIR
 from payme_ops.migration import envelope, shape
-from payme_ops.migration.desk import MigrationDesk, session
+from payme_ops.migration.desk import MigrationDesk, no_table, session
 from payme_ops.migration.names import Names, statement
 
 GREEN = "green"  # a rehearsal's verdict when every step and every undo was
@@ -160,16 +160,17 @@ def key_usable(desk: MigrationDesk, environment: Mapping[str, str]) -> Check:
 def preflight(desk: MigrationDesk) -> list[Check]:
     """What would stop a later step or surprise somebody, found before anything is touched."""
     source = f"database {desk.database}, table {desk.names.title}"
+    facts = cache(lambda: _facts(desk))  # read by the first check that asks
 
-    def bound(item: str, threshold: str, measure: Callable[[MigrationDesk], Finding]) -> Check:
-        return Check(item, threshold, source, lambda: measure(desk))
+    def bound(item: str, threshold: str, measure: Callable[[], Finding]) -> Check:
+        return Check(item, threshold, source, measure)
 
     return [
-        bound("names_free", "the names that are made are free, or ours", _names_free),
-        bound("rows_visible", "no policy hides rows from the owner", _rows_visible),
-        bound("update_triggers", "told", _update_triggers),
-        bound("space", "told", _space),
-        bound("duplicates", "a unique number stays unique however it is written", _duplicates),
+        bound("names_free", "the names that are made are free, or ours", lambda: _names_free(facts(), desk.names)),
+        bound("rows_visible", "no policy hides rows from the owner", lambda: _rows_visible(facts())),
+        bound("update_triggers", "told", lambda: passed({"fire_on_update": facts()["update_triggers"]})),
+        bound("space", "told", lambda: _space(facts())),
+        bound("duplicates", "a unique number stays unique however it is written", lambda: _duplicates(desk)),
     ]
 
 
@@ -189,17 +190,11 @@ def _facts(desk: MigrationDesk) -> dict[str, Any]:
     ):
         row = cursor.execute(statement(names, "0_facts.sql"), values).fetchone()
     if row is None:
-        raise NotFound(
-            f"there is no table {names.title}",
-            expected="the table whose column is to be encrypted",
-            found="none of that name",
-            remedy="check the database that the connection payme_db_migrate names",
-        )
+        raise no_table(names)
     return row
 
 
-def _names_free(desk: MigrationDesk) -> Finding:
-    facts, names = _facts(desk), desk.names
+def _names_free(facts: dict[str, Any], names: Names) -> Finding:
     columns: dict[str, str] = facts["columns"]
     if columns.get(names.blind_index) == "bytea":
         return passed("ours")
@@ -209,18 +204,13 @@ def _names_free(desk: MigrationDesk) -> Finding:
     return passed("free")
 
 
-def _rows_visible(desk: MigrationDesk) -> Finding:
-    if _facts(desk)["hidden_from_owner"]:
+def _rows_visible(facts: dict[str, Any]) -> Finding:
+    if facts["hidden_from_owner"]:
         return failed("FORCE ROW LEVEL SECURITY", "ALTER TABLE … NO FORCE ROW LEVEL SECURITY for the migration")
     return passed("none")
 
 
-def _update_triggers(desk: MigrationDesk) -> Finding:
-    return passed({"fire_on_update": _facts(desk)["update_triggers"]})
-
-
-def _space(desk: MigrationDesk) -> Finding:
-    facts = _facts(desk)
+def _space(facts: dict[str, Any]) -> Finding:
     # Every row is written once more and is about 110 bytes longer; without room in its page, in every index, too.
     grows = facts["table_bytes"] + facts["rows"] * 110 + (facts["indexes_bytes"] if facts["fillfactor"] > 90 else 0)
     told_facts = {name: facts[name] for name in ("rows", "table_bytes", "indexes_bytes", "fillfactor")}

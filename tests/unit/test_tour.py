@@ -52,7 +52,7 @@ def test_every_step_is_in_the_docs() -> None:
 
 def test_the_releases_of_step_3_are_those_that_the_form_comes_with() -> None:
     dag = (PROJECT / "dags" / "phone_encryption.py").read_text()
-    form = dict(re.findall(r'"(\w+)": _version\("([\d.]+)"', dag))
+    form = dict(re.findall(r'"(\w+)": version\("([\d.]+)"', dag))
     deployed = {gate.removeprefix("fleet_"): version.number for gate, version in encrypted_phones.RELEASES.items()}
     assert deployed == form
     assert list(VERSIONS)[1:] == list(deployed.values())

@@ -46,7 +46,6 @@ from payme_ops.foundation.postgres import client_tool, connect, speaking, with_d
 from payme_ops.foundation.progress import Progress, Report
 from payme_ops.foundation.record import Record
 from payme_ops.foundation.settings import Settings
-from payme_ops.foundation.signing import load_private_key
 from payme_ops.foundation.sql import SQL_DIR, load
 
 CHECKS = SQL_DIR / "restore_checks"
@@ -150,7 +149,7 @@ def run(
     Raises what `examine` raises; AlreadyExists when it was refuted before and passed now, which a person must look at.
     """
     manifest = entry.trusted
-    key = load_private_key(settings.backup.verification_key_file, "PAYME_OPS__BACKUP__VERIFICATION_KEY_FILE")
+    key = verification.signing_key(settings)
     bucket = where.stores.of(entry.tier)
     made = examine(bucket, manifest, identity, settings, run, given_host=given_host, look=look, report=report)
     return verification.write(catalogue.copies(where, manifest), made, key, where.verification_keys)

@@ -331,11 +331,8 @@ def apply(catalogue: Catalogue, ops: str, run: str, shown: Evidence, *, proof_da
                 objects += _delete(catalogue.stores.of(row.tier), row.backup)
                 report(f"deleted {row.backup}, undo until {show(row.undo_until or started)}: {row.rule}")
     finding = passed({"deleted": wanted, "objects in this try": objects})
-    done = evidence.conclude(
-        APPLIED, finding, threshold="what was planned", actor=run, source=catalogue.database, started=started
-    )
-    evidence.record(ops, run, [done])
-    return done
+    threshold, source = "what was planned", catalogue.database
+    return evidence.keep(ops, run, APPLIED, finding, threshold=threshold, source=source, started=started)
 
 
 def _require_unchanged(shown: Evidence, again: Plan) -> None:

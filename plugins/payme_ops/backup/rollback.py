@@ -372,6 +372,5 @@ def _keep(
     verdict: Verdict = Verdict.PASS,
 ) -> Evidence:
     finding, source = Finding(verdict, measured), "payme_ops.backup.rollback"
-    found = evidence.conclude(item, finding, threshold=_THRESHOLD[item], actor=run, source=source, started=started)
-    evidence.record(desk.ops, run, [found])
-    return found
+    threshold = _THRESHOLD[item]
+    return evidence.keep(desk.ops, run, item, finding, threshold=threshold, source=source, started=started)

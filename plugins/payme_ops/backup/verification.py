@@ -15,6 +15,8 @@ from payme_ops.foundation.errors import AlreadyExists, IntegrityError, NotFound
 from payme_ops.foundation.objectstore import Bucket
 from payme_ops.foundation.record import Record
 from payme_ops.foundation.scrub import scrub
+from payme_ops.foundation.settings import Settings
+from payme_ops.foundation.signing import load_private_key
 
 NAME = "verification.json"
 KIND = "restore_test"
@@ -38,6 +40,11 @@ def binding(manifest: Manifest) -> dict[str, str]:
         "globals_sha256": manifest.globals.sha256,
         "truth_sha256": evidence.digest(truth),
     }
+
+
+def signing_key(settings: Settings) -> Ed25519PrivateKey:
+    """The key of restore workers. Raises SettingsError without it."""
+    return load_private_key(settings.backup.verification_key_file, "PAYME_OPS__BACKUP__VERIFICATION_KEY_FILE")
 
 
 def key(manifest: Manifest) -> str:

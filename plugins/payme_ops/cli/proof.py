@@ -11,7 +11,6 @@ from payme_ops.cli.backup import Identity, Name
 from payme_ops.cli.tables import evidence_table
 from payme_ops.foundation import record, settings
 from payme_ops.foundation.errors import NotFound, SettingsError
-from payme_ops.foundation.signing import load_private_key
 
 
 def backup_restore_test(name: Name = "latest", *, identity: Identity = None) -> None:
@@ -64,6 +63,6 @@ def backup_close(
     closed = verification.closing(
         manifest, found.verification, by=f"{getpass.getuser()}, {doors.run_name()}", reason=reason
     )
-    key = load_private_key(config.backup.verification_key_file, "PAYME_OPS__BACKUP__VERIFICATION_KEY_FILE")
+    key = verification.signing_key(config)
     verification.write(catalogue.copies(where, manifest), closed, key, where.verification_keys)
     typer.echo(f"{found.key} is CLOSED")

@@ -131,6 +131,22 @@ def record(conninfo: str, run: str, items: list[Evidence]) -> None:
         cursor.executemany(load("ops/insert_evidence.sql"), rows)
 
 
+def keep(
+    conninfo: str,
+    run: str,
+    item: str,
+    finding: Finding,
+    *,
+    threshold: str,
+    source: str,
+    started: datetime | None = None,
+) -> Evidence:
+    """Conclude what the run itself found, and write it down. Raises DatabaseUnavailable, DatabaseError."""
+    made = conclude(item, finding, threshold=threshold, actor=run, source=source, started=started or utc_now())
+    record(conninfo, run, [made])
+    return made
+
+
 def latest(conninfo: str, run: str, item: str) -> Evidence:
     """The newest evidence of one item of one run; its digest is checked against what it measured.
 

@@ -56,15 +56,9 @@ def need_test() -> str:
     context, here = get_current_context(), desk()
     _skip_when_archived()
     due = archives.due(here.catalogue)
-    chosen = evidence.conclude(
-        TO_ARCHIVE,
-        passed({"manifest": due.key, "state": due.state}),
-        threshold="the daily that expires first",
-        actor=run_name(context),
-        source=here.bucket.name,
-        started=utc_now(),
-    )
-    evidence.record(here.ops, run_name(context), [chosen])
+    finding = passed({"manifest": due.key, "state": due.state})
+    threshold, source = "the daily that expires first", here.bucket.name
+    evidence.keep(here.ops, run_name(context), TO_ARCHIVE, finding, threshold=threshold, source=source)
     if due.state is State.VERIFIED:
         raise AirflowSkipException(f"{due.key} is VERIFIED and can be archived as it is")
     _log.info("%s was never tested; only a verified backup is archived", due.key)

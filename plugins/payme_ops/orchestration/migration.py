@@ -96,15 +96,8 @@ def _keys(desk: MigrationDesk) -> Keys:
 
 
 def _keep(desk: MigrationDesk, item: str, finding: Finding, threshold: str) -> Evidence:
-    made = evidence.conclude(
-        item,
-        finding,
-        threshold=threshold,
-        actor=desk.run,
-        source=f"database {desk.database}",
-        started=utc_now(),
-    )
-    evidence.record(desk.ops, desk.run, [made])
+    source = f"database {desk.database}"
+    made = evidence.keep(desk.ops, desk.run, item, finding, threshold=threshold, source=source)
     _log.info("%s: %s %s %s", item, made.verdict, evidence.plain(made.measured), made.remedy)
     return made
 

@@ -7,13 +7,12 @@ import logging
 from datetime import datetime, timedelta
 
 from airflow.sdk import get_current_context
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from psycopg.conninfo import make_conninfo
 
 from payme_ops import __version__
 from payme_ops.backup import catalogue as backups
-from payme_ops.backup import restore, restore_test
-from payme_ops.backup.catalogue import Entry, State
+from payme_ops.backup import restore, restore_test, verification
+from payme_ops.backup.catalogue import Catalogue, Entry, State
 from payme_ops.backup.manifest import Tier
 from payme_ops.backup.retain import UNDO
 from payme_ops.backup.verification import VARIABLE
@@ -23,7 +22,6 @@ from payme_ops.foundation.errors import GateClosed, NotFound, PaymeOpsError
 from payme_ops.foundation.evidence import Finding, Verdict
 from payme_ops.foundation.record import Record
 from payme_ops.foundation.settings import Settings
-from payme_ops.foundation.signing import load_private_key
 from payme_ops.foundation.stop import stoppable
 from payme_ops.migration import certificate as erasure
 from payme_ops.migration import gates, rehearsal, steps
@@ -39,7 +37,6 @@ _log = logging.getLogger("payme_ops.migration")
 KIND = "phone_encryption"
 _S3 = "payme_s3_restore"
 _BACKUP_MAX_AGE = timedelta(hours=26)
-_KEY_VARIABLE = "PAYME_OPS__BACKUP__VERIFICATION_KEY_FILE"
 
 
 def _newest_verified() -> Entry | None:
@@ -99,11 +96,10 @@ def rehearse() -> None:
         evidence=tuple(found),
     )
     _log.info("%s", record.to_markdown(made))
-    key = record.keep(where.stores.home, made, _signing_key(config))
+    key = record.keep(where.stores.home, made, verification.signing_key(config))
     outcome = Finding(Verdict.FAIL if red else Verdict.PASS, {"verdict": made.verdict, "record": key})
     threshold = "every step, every undo and the traffic green"
-    total = evidence.conclude(REHEARSED, outcome, threshold=threshold, actor=run, source=manifest.key, started=started)
-    evidence.record(ops, run, [total])
+    evidence.keep(ops, run, REHEARSED, outcome, threshold=threshold, source=manifest.key, started=started)
     if red:
         raise PaymeOpsError(
             f"the rehearsal is red: {', '.join(item.item for item in red)}",
@@ -146,16 +142,11 @@ def certificate() -> None:
         },
         evidence=tuple(found),
     )
-    before = record.newest(where.stores.home, erasure.KIND, config.backup.verification_keys, VARIABLE)
-    key = record.keep(where.stores.home, record.follow(made, before), _signing_key(config))
-    _log.info("%s\nkept as %s", record.to_markdown(made), key)
+    key = _file(where, config, made)
     outcome = Finding(
         Verdict.PASS if made.verdict == erasure.ERASED else Verdict.FAIL, {"verdict": made.verdict, "record": key}
     )
-    total = evidence.conclude(
-        erasure.KIND, outcome, threshold=erasure.ERASED, actor=run, source=made.subject, started=made.ended
-    )
-    evidence.record(ops, run, [total])
+    evidence.keep(ops, run, erasure.KIND, outcome, threshold=erasure.ERASED, source=made.subject, started=made.ended)
 
 
 def _is_before(one: Entry, dropped: datetime) -> bool:
@@ -186,7 +177,6 @@ def keep_record() -> None:
     started = asked.started
     ended = {item.item: item.verdict for item in found}.get("final_drift")
     where = catalogue(_S3)
-    before = record.newest(where.stores.home, KIND, config.backup.verification_keys, VARIABLE)
     made = Record(
         kind=KIND,
         subject=f"{PHONE_NUMBER.title} of {config.backup.database}",
@@ -198,9 +188,12 @@ def keep_record() -> None:
         facts={**asked.measured, "code": gates.code_digest()},
         evidence=tuple(found),
     )
-    key = record.keep(where.stores.home, record.follow(made, before), _signing_key(config))
+    _file(where, config, made)
+
+
+def _file(where: Catalogue, config: Settings, made: Record) -> str:
+    """Sign a record and keep it, chained to the one of its kind before; answers its key."""
+    before = record.newest(where.stores.home, made.kind, config.backup.verification_keys, VARIABLE)
+    key = record.keep(where.stores.home, record.follow(made, before), verification.signing_key(config))
     _log.info("%s\nkept as %s", record.to_markdown(made), key)
-
-
-def _signing_key(config: Settings) -> Ed25519PrivateKey:
-    return load_private_key(config.backup.verification_key_file, _KEY_VARIABLE)
+    return key

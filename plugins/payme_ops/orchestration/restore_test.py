@@ -13,7 +13,6 @@ from payme_ops.backup.catalogue import Entry, State
 from payme_ops.backup.manifest import Tier, stamp_of
 from payme_ops.backup.verification import Outcome
 from payme_ops.foundation import evidence, record, settings
-from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import GateClosed, IntegrityError, NotFound, PaymeOpsError, Refuted
 from payme_ops.foundation.evidence import Evidence, Finding, Verdict, passed
 from payme_ops.foundation.stop import stoppable
@@ -206,7 +205,5 @@ def _evidence(context: Context, item: str) -> Evidence:
 
 
 def _record(context: Context, item: str, outcome: Verdict, measured: dict[str, Any], threshold: str) -> None:
-    run, finding = run_name(context), Finding(outcome, measured)
-    source = measured["manifest"]
-    made = evidence.conclude(item, finding, threshold=threshold, actor=run, source=source, started=utc_now())
-    evidence.record(conninfo(_OPS), run, [made])
+    finding, source = Finding(outcome, measured), measured["manifest"]
+    evidence.keep(conninfo(_OPS), run_name(context), item, finding, threshold=threshold, source=source)

@@ -2,19 +2,18 @@
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from bench import bed, results
 from bench.arms import TITLES, Arm, measure, prepare_restores, verify
 from bench.measure import CommandFailed, Sample
 from bench.results import QUIET_CORES, TARGETS, Round
+from bench.telling import narrator, tell_failure
 from payme_ops.foundation.errors import PaymeOpsError
 from sandbox.postgres import ClusterError
 
@@ -30,17 +29,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--scale", choices=("small", "full"), default="small", help="about 0.2 GB, or 2 GB")
     scale: str = parser.parse_args().scale
-    console, begun = Console(highlight=False, width=None if sys.stdout.isatty() else 110), time.monotonic()
-
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - begun:5.0f} s[/dim]  {escape(text)}", soft_wrap=True)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    say = narrator(console)
 
     try:
         with bed.standing(scale, say) as here:
             sizes = {name: database.size_bytes for name, database in here.databases.items()}
             rounds = _rounds(here, say)
     except (PaymeOpsError, ClusterError, CommandFailed) as error:
-        Console(stderr=True, highlight=False).print(str(error), style="red", markup=False)
+        tell_failure(error)
         return 1
     except KeyboardInterrupt:
         return 130

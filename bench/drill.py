@@ -15,10 +15,10 @@ from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from bench import mutants
 from bench.mutants import MUTANTS, Ground
+from bench.telling import narrator, publish, quiet, tell_failure
 from payme_ops.backup.catalogue import Catalogue, Stores
 from payme_ops.backup.manifest import Manifest
 from payme_ops.cli.backup import take
@@ -34,15 +34,12 @@ from sandbox.world import PROJECT, World
 CLEAN = 50
 FILE = Path(__file__).with_name("drill.json")
 PAGE = PROJECT / "docs" / "drill.md"
-_BEGIN, _END = "<!-- drill: written by make drill -->\n", "<!-- /drill -->\n"
 
 
 def main() -> int:
     """Run the drill; see the module."""
-    console, begun = Console(highlight=False), time.monotonic()
-
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - begun:5.0f} s[/dim]  {escape(text)}", soft_wrap=True)
+    console = Console(highlight=False)
+    say = narrator(console)
 
     try:
         with tempfile.TemporaryDirectory(prefix="payme-drill-") as folder:
@@ -54,7 +51,7 @@ def main() -> int:
                 supervisor.start(world.application(here))
                 alarms = _false_alarms(ground, say)
     except (PaymeOpsError, ClusterError) as error:
-        Console(stderr=True, highlight=False).print(str(error), style="red", markup=False)
+        tell_failure(error)
         return 1
     found = {
         "mutants": len(MUTANTS),
@@ -65,8 +62,7 @@ def main() -> int:
         "day": datetime.now(EAT).strftime("%Y-%m-%d"),
     }
     FILE.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    before, _, rest = PAGE.read_text().partition(_BEGIN)
-    PAGE.write_text(f"{before}{_BEGIN}{table(found)}{_END}{rest.partition(_END)[2]}")
+    publish(PAGE, "drill", table(found))
     console.print(score(found))
     return 1 if survived or alarms else 0
 
@@ -102,7 +98,7 @@ def _survivors(ground: Ground, say: Callable[[str], None]) -> list[str]:
     survived = []
     good = ground.back_up()
     for number, mutant in enumerate(MUTANTS, 1):
-        said = mutants.caught(ground, mutant, good, _quiet)
+        said = mutants.caught(ground, mutant, good, quiet)
         say(f"{number}/{len(MUTANTS)} {mutant.name}: {'SURVIVED' if said is None else said[:150]}")
         if said is None:
             survived.append(mutant.name)
@@ -117,7 +113,7 @@ def _false_alarms(ground: Ground, say: Callable[[str], None]) -> list[str]:
         if done.truth.rows <= rows:
             raise SandboxError("the application does not write", expected=f"more than {rows} rows", found="no more")
         rows = done.truth.rows
-        said = mutants.verdict(ground, done.key, _quiet)
+        said = mutants.verdict(ground, done.key, quiet)
         if said != "VERIFIED":
             alarms.append(said)
         if said != "VERIFIED" or number % 10 == 0:
@@ -138,11 +134,7 @@ def _back_up() -> Manifest:
     begun = utc_now()
     while utc_now() <= begun:  # keys have a resolution of one second
         time.sleep(0.05)
-    return take(f"drill/{utc_now():%Y%m%dT%H%M%SZ}", report=_quiet)
-
-
-def _quiet(_line: str) -> None:
-    """Nobody reads it."""
+    return take(f"drill/{utc_now():%Y%m%dT%H%M%SZ}", report=quiet)
 
 
 if __name__ == "__main__":

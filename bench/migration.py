@@ -24,6 +24,7 @@ import psycopg
 
 from bench import bed, migration_verify
 from bench.measure import CommandFailed
+from bench.telling import quiet
 from payme_ops.foundation import opsdb
 from payme_ops.foundation.settings import MigrationSettings, Settings
 from payme_ops.migration import backfill, envelope, expand
@@ -85,7 +86,7 @@ class Place:
         """A fresh copy of the table, as after the first step; nothing of the arm before is left to write."""
         with self.session() as connection:
             connection.execute(_FRESH)
-            expand.do_expand(self.desk, _quiet)
+            expand.do_expand(self.desk, quiet)
             connection.execute("VACUUM (ANALYZE) users")
             connection.execute("CHECKPOINT")
 
@@ -215,7 +216,7 @@ def _ours(place: Place, workers: int) -> tuple[float, int]:
 
 def _worker(place: Place, part: tuple[int, int], ready: Barrier, peaks: Any) -> None:
     ready.wait(60)
-    backfill.encrypt_range(place.desk, _keys(place), *part, pass_number=1, report=_quiet)
+    backfill.encrypt_range(place.desk, _keys(place), *part, pass_number=1, report=quiet)
     peaks.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
@@ -253,10 +254,6 @@ def _summarise(rows: int, samples: list[dict[str, float]]) -> dict[str, dict[str
         "limit.backfill_rows_per_s": figure("rows/s", plain("limit")),
         "loop.backfill_rows_per_s": figure("rows/s", plain("loop")),
     }
-
-
-def _quiet(_line: str) -> None:
-    pass
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from typing import Any
 
 import psycopg
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from bench.telling import narrator, quiet, tell_failure
 from payme_ops.foundation import settings
 from payme_ops.foundation.clock import EAT
 from payme_ops.foundation.errors import GateClosed, PaymeOpsError
@@ -137,7 +137,7 @@ def there_and_back(ground: Ground, fleet: Fleet, say: Report) -> list[Step]:
         *forward,
         _undone(steps.BROWN_OUT, V4, desk, say),
         _roll(desk, fleet, V3, back=True),
-        Step("reverse backfill", V3, lambda: backfill.reverse(desk, keys, _quiet)),
+        Step("reverse backfill", V3, lambda: backfill.reverse(desk, keys, quiet)),
         _undone(steps.RELAX, V3, desk, say),
         _roll(desk, fleet, V2, back=True),
         _undone(steps.FINISH, V2, desk, say),
@@ -168,7 +168,7 @@ def _until_brown_out(ground: Ground, fleet: Fleet, say: Report) -> list[Step]:
         _roll(desk, fleet, V2),
         Step("backfill", V2, lambda: _backfill(desk, keys)),
         _taken(steps.FINISH, V2, desk, say),
-        Step("verify", V2, lambda: _require(desk, verify.check(desk, keys, workers=1, report=_quiet))),
+        Step("verify", V2, lambda: _require(desk, verify.check(desk, keys, workers=1, report=quiet))),
         _roll(desk, fleet, V3),
         _taken(steps.RELAX, V3, desk, say),
         _roll(desk, fleet, V4),
@@ -199,8 +199,8 @@ def _roll(desk: MigrationDesk, fleet: Fleet, version: Version, *, back: bool = F
 
 def _backfill(desk: MigrationDesk, keys: Keys) -> None:
     for low, high in backfill.plan_ranges(desk, _RANGES):
-        backfill.encrypt_range(desk, keys, low, high, pass_number=1, report=_quiet)
-    backfill.catch_up(desk, keys, _quiet)
+        backfill.encrypt_range(desk, keys, low, high, pass_number=1, report=quiet)
+    backfill.catch_up(desk, keys, quiet)
 
 
 def _require(desk: MigrationDesk, check: Check) -> None:
@@ -303,10 +303,8 @@ def succeeded(figures: dict[str, Any]) -> bool:
 
 def main() -> int:
     """Exit code: 0 nothing failed, was wrong or lost, else 1."""
-    console, begun = Console(highlight=False, width=None if sys.stdout.isatty() else 130), time.monotonic()
-
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - begun:5.0f} s[/dim]  {escape(text)}", soft_wrap=True)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
+    say = narrator(console)
 
     try:
         with tempfile.TemporaryDirectory(prefix="payme-zero-downtime-") as folder:
@@ -315,7 +313,7 @@ def main() -> int:
                 os.environ.update(here.env)
                 figures = measure(_ground(here), Path(folder, "fleet"), Pace(), say)
     except (PaymeOpsError, ClusterError) as error:
-        Console(stderr=True, highlight=False).print(str(error), style="red", markup=False)
+        tell_failure(error)
         return 1
     FILE.write_text(json.dumps(figures, indent=1) + "\n")
     console.print(_table(figures))
@@ -357,10 +355,6 @@ def _table(figures: dict[str, Any]) -> Table:
             step["step"], f"{step['seconds']:.1f} s", *(f"{step[name]:,}" for name in _SHOWN), *windows, *ratios
         )
     return table
-
-
-def _quiet(_line: str) -> None:
-    """Nobody reads it."""
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from rich.console import Console
-from rich.markup import escape
 
+from bench.telling import narrator, publish, quiet, tell_failure
 from payme_ops.foundation import opsdb, settings
 from payme_ops.foundation.clock import EAT
 from payme_ops.foundation.errors import PaymeOpsError
@@ -44,7 +44,6 @@ from sandbox.payme_db import generate
 from sandbox.postgres import PROJECT, Cluster, ClusterError
 
 PAGE = PROJECT / "docs" / "crash-matrix.md"
-_BEGIN, _END = "<!-- crash matrix: written by make crash-matrix -->\n", "<!-- /crash matrix -->\n"
 _USERS = 2_000
 _WITHIN_SECONDS = 60
 _FREE_BYTES = 10**12  # nobody runs out of disk here
@@ -65,16 +64,12 @@ class Strike(StrEnum):
 Work = Callable[[MigrationDesk, Keys], object]
 
 
-def _quiet(_line: str) -> None:
-    """Nobody reads it."""
-
-
 def _do(step: steps.Step) -> Work:
-    return lambda desk, _keys: step.do(desk, _quiet)
+    return lambda desk, _keys: step.do(desk, quiet)
 
 
 def _undo(step: steps.Step) -> Work:
-    return lambda desk, _keys: step.undo(desk, _quiet)
+    return lambda desk, _keys: step.undo(desk, quiet)
 
 
 def _encrypt(desk: MigrationDesk, keys: Keys) -> None:
@@ -109,7 +104,7 @@ CASES = {
         Case("brown-out", "relax", _do(steps.BROWN_OUT)),
         Case("switch", "brown-out", _do(steps.SWITCH)),
         Case("end of the shim", "switch", _do(steps.END_SHIM)),
-        Case("purge", "end of the shim", lambda desk, _: purge.do_purge(desk, _quiet, free_bytes=_FREE_BYTES)),
+        Case("purge", "end of the shim", lambda desk, _: purge.do_purge(desk, quiet, free_bytes=_FREE_BYTES)),
         Case("undo of the shim's end", "end of the shim", _undo(steps.END_SHIM)),
         Case("undo of the brown-out", "brown-out", _undo(steps.BROWN_OUT)),
         Case("(v4 writes)", "relax", _write_as_v4),
@@ -430,10 +425,7 @@ def standing(folder: Path) -> Iterator[Ground]:
 
 def main() -> int:
     """Run it; see the module."""
-    console, begun = Console(highlight=False), time.monotonic()
-
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - begun:5.0f} s[/dim]  {escape(text)}", soft_wrap=True)
+    say = narrator(Console(highlight=False))
 
     try:
         with tempfile.TemporaryDirectory(prefix="payme-crash-") as folder:
@@ -441,9 +433,8 @@ def main() -> int:
             with standing(Path(folder)) as ground:
                 rows = matrix(ground, say)
     except (PaymeOpsError, ClusterError) as error:
-        Console(stderr=True, highlight=False).print(str(error), style="red", markup=False)
+        tell_failure(error)
         return 1
-    before, _, rest = PAGE.read_text().partition(_BEGIN)
     day = datetime.now(EAT).strftime("%Y-%m-%d")
-    PAGE.write_text(f"{before}{_BEGIN}{table(rows, day)}{_END}{rest.partition(_END)[2]}")
+    publish(PAGE, "crash-matrix", table(rows, day))
     return 1 if any(row.faults for row in rows) else 0

@@ -176,7 +176,8 @@ def reverse(desk: MigrationDesk, keys: Keys, report: Report | None = None) -> in
 def triggers_fired(desk: MigrationDesk) -> list[str]:
     """The table's own triggers that each row of the backfill fires: none where the role may keep them from it."""
     with session(desk, "plan") as connection, speaking("look at the table's triggers"):
-        return _silence(connection, desk.names)
+        silence_triggers(connection)
+        return _fired(connection, desk.names)
 
 
 def clear_range(desk: MigrationDesk, low: int, high: int, *, report: Report | None = None) -> int:
@@ -191,7 +192,7 @@ def clear_range(desk: MigrationDesk, low: int, high: int, *, report: Report | No
     with session(desk, "backfill") as connection, speaking("clear a range"):
         _require(connection, part)
         connection.execute(statement(names, "3_forget.sql"), {**part.values, "pass_number": None})
-        _silence(connection, names)
+        silence_triggers(connection)
         after: int | None = low
         while after is not None:
             values = {"after": after, "high": high, "size": FIRST_SIZE}
@@ -395,7 +396,7 @@ def _end(writer: psycopg.Connection, part: _Range) -> Done:
 def _writing(desk: MigrationDesk, part: _Range) -> Iterator[psycopg.Connection]:
     """The session that writes. It has the range for itself: a killed task's may still be ending."""
     with session(desk, "backfill") as connection:
-        _silence(connection, desk.names)
+        silence_triggers(connection)
         _set_up(connection)
         connection.execute(f"SET lock_timeout = '{_ALONE_TIMEOUT}'")
         try:
@@ -428,15 +429,14 @@ def _set_up(connection: psycopg.Connection) -> None:
     connection.execute("SET plan_cache_mode = force_custom_plan")  # for this very range of keys, not for any
 
 
-def _silence(connection: psycopg.Connection, names: Names) -> list[str]:
-    """Silence the table's triggers; answers the ones that fire all the same."""
-    silence_triggers(connection)
+def _fired(connection: psycopg.Connection, names: Names) -> list[str]:
+    """The table's own triggers that each row that is written in this session fires."""
     values = {**named(names), "columns": [names.ciphertext, names.blind_index]}
     return [row[0] for row in connection.execute(statement(names, "3_triggers.sql"), values)]
 
 
 def _tell_triggers(writer: psycopg.Connection, names: Names, say: Report) -> None:
-    if fired := _silence(writer, names):
+    if fired := _fired(writer, names):
         say(f"triggers_fired: {', '.join(fired)}; the role may not set session_replication_role")
 
 

@@ -162,10 +162,11 @@ def _rounds(place: Place) -> list[dict[str, float]]:
 
 
 def _loop(place: Place) -> dict[str, float]:
-    """The old plan's: each row encrypted and updated by its id, a transaction each."""
+    """The old plan's: each row encrypted and updated by its id, a transaction each, under the index it makes first."""
     keys, names = _keys(place), place.desk.names
     count = min(LOOP_ROWS, place.rows)
     with place.session() as connection:
+        connection.execute("CREATE INDEX ON users (phone_number_encrypted)")
         rows = connection.execute("SELECT id, phone_number FROM users WHERE id <= %s", [count]).fetchall()
         began = time.monotonic()
         for key, phone in rows:
@@ -248,7 +249,8 @@ def _summarise(rows: int, samples: list[dict[str, float]]) -> dict[str, dict[str
         "backfill.of_limit": figure("x", ratio("one", "limit")),
         "backfill.two_workers_of_limit": figure("x", ratio("two", "limit")),
         "backfill.scale_2_workers": figure("x", ratio("two", "one")),
-        "backfill.speedup_vs_loop": figure("x", ratio("one", "loop")),
+        "backfill.speedup_vs_loop": figure("x", ratio("two", "loop")),  # the DAG's form says two
+        "backfill.one_worker_vs_loop": figure("x", ratio("one", "loop")),
         "backfill.wal_bytes_per_row": figure("B", plain("wal_bytes_per_row")),
         "backfill.peak_rss_mb": figure("MB", plain("peak_mb"), max),
         "limit.backfill_rows_per_s": figure("rows/s", plain("limit")),

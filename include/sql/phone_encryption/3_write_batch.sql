@@ -4,7 +4,7 @@
 -- left to the pass that finds it as it is then. Byte by byte ("C"), whatever the column calls equal.
 WITH written AS (
     UPDATE {relation} AS u SET {ciphertext} = v.ciphertext, {blind_index} = v.blind_index
-    FROM unnest(%(key)b::bigint[], %(old)b::text[], %(ciphertext)b::text[], %(blind_index)b::bytea[])
+    FROM unnest(%(key)s::bigint[], %(old)b::text[], %(ciphertext)b::text[], %(blind_index)b::bytea[])
         AS v (key, old, ciphertext, blind_index)
     WHERE u.{key} = v.key AND u.{key} BETWEEN %(first)s AND %(done_to)s  -- one scan of the key's range
       AND u.{plaintext}::text COLLATE "C" = v.old AND u.{ciphertext} IS NULL

@@ -4,7 +4,7 @@
 WITH written AS (
     UPDATE {relation} AS u
     SET {plaintext} = v.plaintext, {ciphertext} = v.ciphertext, {blind_index} = v.blind_index
-    FROM unnest(%(key)b::bigint[], %(old)b::text[], %(plaintext)b::text[], %(ciphertext)b::text[],
+    FROM unnest(%(key)s::bigint[], %(old)b::text[], %(plaintext)b::text[], %(ciphertext)b::text[],
                 %(blind_index)b::bytea[]) AS v (key, old, plaintext, ciphertext, blind_index)
     WHERE u.{key} = v.key AND u.{key} BETWEEN %(first)s AND %(done_to)s  -- one scan of the key's range
       AND u.{ciphertext} COLLATE "C" = v.old

@@ -7,7 +7,7 @@ read and write is left as it is, and passes are repeated until one finds nothing
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ from itertools import compress, pairwise
 from typing import Any
 
 import psycopg
+from psycopg.adapt import Dumper, PyFormat, Transformer
+from psycopg.pq import Format
 
 from payme_ops.foundation.errors import GateClosed, LeaseHeld, LockBudgetSpent, NotFound
 from payme_ops.foundation.postgres import speaking
@@ -82,16 +84,30 @@ class _Range:
         return f"{self.work} {self.names.title} {self.low:,} to {self.high:,}, pass {self.pass_number}"
 
 
+class _Wire(bytes):
+    """A column as PostgreSQL's protocol has it; the statement's cast says of which type."""
+
+
+class _AsItIs(Dumper):
+    format, oid = Format.BINARY, 0
+
+    def dump(self, obj: _Wire) -> _Wire:
+        return obj
+
+
 @dataclass(frozen=True)
 class _Batch:
-    """Rows ready to be written: columns of the same length by their name in the statement."""
+    """Rows ready to be written: columns of the same length by their name in the statement, and the same `dumped`."""
 
     first: int
     done_to: int
     looked_at: int
     columns: dict[str, list[Any]]
+    dumped: dict[str, "_Column"]
     faulty: list[int]
 
+
+_Column = list[Any] | _Wire | str
 
 # Rows as they were read, to columns as they are written, and the keys of rows that cannot be.
 _Prepare = Callable[[list[Any]], tuple[dict[str, list[Any]], list[int]]]
@@ -291,8 +307,8 @@ def _write_all(
     with ThreadPoolExecutor(1, thread_name_prefix="read ahead") as ahead:
         coming = ahead.submit(read, done_to, size)
         while batch := coming.result():
-            coming = ahead.submit(read, batch.done_to, size)
             _wait(writer, part, throttle, progress, say)
+            coming = ahead.submit(read, batch.done_to, size)
             began = time.monotonic()
             _write(writer, part, batch, desk.settings.migration.lock_budget_seconds)
             seconds = time.monotonic() - began
@@ -322,12 +338,24 @@ def _read(reader: psycopg.Connection, part: _Range, prepare: _Prepare, after: in
     if not found:
         return None
     columns, faulty = prepare(found)
-    return _Batch(found[0][0], found[-1][0], len(found), columns, faulty)
+    return _Batch(found[0][0], found[-1][0], len(found), columns, _dumped(reader, columns), faulty)
+
+
+def _dumped(connection: psycopg.Connection, columns: Mapping[str, list[Any]]) -> dict[str, _Column]:
+    """While the batch before is written, not while the server waits for it."""
+    to_wire = Transformer(connection)
+
+    def wire(column: list[Any]) -> _Wire | list[Any]:
+        return _Wire(to_wire.get_dumper(column, PyFormat.BINARY).dump(column) or b"") if column else column
+
+    # Keys as text: in binary their type would be the smallest that fits, and not the statement's.
+    keys = f"{{{','.join(map(str, columns['key']))}}}"
+    return {**{name: wire(column) for name, column in columns.items()}, "key": keys}
 
 
 def _write(writer: psycopg.Connection, part: _Range, batch: _Batch, budget_seconds: int) -> None:
     try:
-        _set(writer, part, batch, batch.columns)
+        _set(writer, part, batch, batch.dumped)
     except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
         _write_free(writer, part, batch, budget_seconds)
 
@@ -358,7 +386,7 @@ def _lock_budget(part: _Range) -> Iterator[None]:
         ) from None
 
 
-def _set(writer: psycopg.Connection, part: _Range, batch: _Batch, columns: dict[str, list[Any]]) -> None:
+def _set(writer: psycopg.Connection, part: _Range, batch: _Batch, columns: Mapping[str, _Column]) -> None:
     values = {
         **part.values,
         **columns,
@@ -396,6 +424,7 @@ def _end(writer: psycopg.Connection, part: _Range) -> Done:
 def _writing(desk: MigrationDesk, part: _Range) -> Iterator[psycopg.Connection]:
     """The session that writes. It has the range for itself: a killed task's may still be ending."""
     with session(desk, "backfill") as connection:
+        connection.adapters.register_dumper(_Wire, _AsItIs)
         silence_triggers(connection)
         _set_up(connection)
         connection.execute(f"SET lock_timeout = '{_ALONE_TIMEOUT}'")

@@ -4,12 +4,14 @@ Every function raises Unavailable when the API does not answer or says 5xx, and 
 answer that the contract does not know.
 """
 
+import re
 from dataclasses import dataclass, field
 
 from payme_ops.foundation import http
 from payme_ops.foundation.errors import ServiceRefused
 
 _SERVICE = "the PayMe API"
+_CODE = re.compile(r"[0-9A-Za-z_]{1,40}")  # a SQLSTATE, or what the driver calls an error without one; never a message
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,17 @@ class Version:
     previous: str
 
 
+@dataclass(frozen=True)
+class Metrics:
+    """The body of /metrics of one replica.
+
+    `database_errors` counts the database's errors since the process's start by SQLSTATE; None when it does not tell.
+    """
+
+    version: str
+    database_errors: dict[str, int] | None
+
+
 def health(api: PaymeApi) -> Health:
     """How it is; a 503 is an answer, too. Raises Unavailable when there is none."""
     answer = http.call(_SERVICE, "GET", f"{api.url}/health")
@@ -49,6 +62,17 @@ def health(api: PaymeApi) -> Health:
 def version(api: PaymeApi) -> Version:
     """Which version runs and which ran before."""
     return _version(http.expect(_SERVICE, "GET", f"{api.url}/version"))
+
+
+def metrics(url: str) -> Metrics:
+    """What the replica at that base URL runs, and what the database refused it."""
+    said = http.expect(_SERVICE, "GET", f"{url}/metrics")
+    found, errors = said.get("version"), said.get("database_errors")
+    if not isinstance(found, str) or not found:
+        raise _unknown('"version"', _parts(said))
+    if errors is not None and not _counts(errors):
+        raise _unknown('"database_errors", if at all, as whole numbers by SQLSTATE', "something else")
+    return Metrics(found, errors)
 
 
 def stop(api: PaymeApi) -> Version:
@@ -71,8 +95,18 @@ def _admin(api: PaymeApi, verb: str, body: dict[str, str], expected: str) -> Ver
 def _version(said: dict[str, object]) -> Version:
     found = said.get("version"), said.get("previous")
     if not all(isinstance(part, str) for part in found):
-        raise _unknown('"version" and "previous"', f"{', '.join(sorted(map(str, said)))[:80] or 'nothing'}")
+        raise _unknown('"version" and "previous"', _parts(said))
     return Version(str(found[0]), str(found[1]))
+
+
+def _counts(errors: object) -> bool:
+    return isinstance(errors, dict) and all(
+        _CODE.fullmatch(code) and type(count) is int and count >= 0 for code, count in errors.items()
+    )
+
+
+def _parts(said: dict[str, object]) -> str:
+    return ", ".join(sorted(said))[:80] or "nothing"
 
 
 def _unknown(expected: str, found: str) -> ServiceRefused:

@@ -10,14 +10,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from urllib3.util import parse_url
 
 from payme_ops.foundation.errors import SettingsError
 
 PREFIX = "PAYME_OPS__"
 # xxx only as a word: three in a row also occur in keys.
 _PLACEHOLDER = re.compile(r"change.?me|your_|placeholder|example|<[^>]*>|(?<![\w+/])x{3,}(?![\w+/=])", re.IGNORECASE)
+_BASE_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[A-Za-z0-9._~%-]+)*", re.ASCII)
 _LOOPBACK = re.compile(r"\b(127\.\d+\.\d+\.\d+|localhost)\b|(?<![\w:])::1(?![\w:])")
 
 
@@ -39,6 +41,25 @@ class _Group(BaseModel):
 
 # Lists are comma separated: a shell user need not write JSON.
 CommaList = Annotated[list[str], NoDecode, BeforeValidator(_split)]
+
+
+def _base_urls(values: tuple[str, ...]) -> tuple[str, ...]:
+    for number, value in enumerate(values, 1):
+        if not _BASE_URL.fullmatch(value) or not _has_port(value):  # the value is not shown: it may hold a password
+            raise ValueError(f"number {number} is no base URL like http://10.0.0.5:3000, without a slash at its end")
+        if value in values[: number - 1]:
+            raise ValueError(f"number {number} is there twice")
+    return values
+
+
+def _has_port(url: str) -> bool:
+    try:
+        return parse_url(url).port != 0
+    except ValueError:  # no address, or no port of a machine
+        return False
+
+
+BaseUrls = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_base_urls)]
 
 
 class BackupSettings(_Group):
@@ -195,6 +216,11 @@ class MigrationSettings(_Group):
     )
     app_role: str = Field(
         default="payme_app", min_length=1, max_length=63, description="Database role that the application logs in as."
+    )
+    replicas: BaseUrls = Field(
+        default=(),
+        description="Base URLs of every replica of the API, comma separated, whose /metrics tells its version; needed"
+        " where a pooler or driver hides the version from the database.",
     )
     lock_budget_seconds: int = Field(
         default=60,

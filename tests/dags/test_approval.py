@@ -7,7 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import TaskAwaitingInput
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG
+from airflow.sdk.exceptions import DownstreamTasksSkipped, TaskAwaitingInput
 
 from payme_ops.foundation import approvals, evidence, opsdb
 from payme_ops.foundation.clock import utc_now
@@ -110,6 +112,25 @@ def test_who_asked_or_nobody_cannot_approve(ops: str, context: Any, gate: Approv
         gate.execute(context)
     with pytest.raises(NotApproved):
         reply(gate, context, "Approve", user, reason="in a hurry")
+
+
+@pytest.mark.parametrize(("user", "says"), [("approver", "Reject by approver"), (None, "Reject by nobody in time")])
+def test_a_rejection_is_written_down_and_what_comes_after_it_is_skipped(
+    ops: str, context: Any, monkeypatch: pytest.MonkeyPatch, user: str | None, says: str
+) -> None:
+    monkeypatch.setattr("airflow.providers.standard.operators.hitl.upsert_hitl_detail", lambda **_: None)
+    with DAG("backup_restore", schedule=None):
+        gate = ApprovalGate(task_id=GATE, subject="Swap?", evidence_item=ITEM, response_timeout=timedelta(hours=4))
+        gate >> EmptyOperator(task_id="swap")
+    context["task"], context["ti"].xcom_push = gate, lambda **_: None
+    record(ops, context, Verdict.INCONCLUSIVE, {"rows": 7})
+    with pytest.raises(TaskAwaitingInput):
+        gate.execute(context)
+    with pytest.raises(DownstreamTasksSkipped) as skipped:
+        reply(gate, context, "Reject", user)
+    assert skipped.value.tasks == ["swap"]
+    with pytest.raises(NotApproved, match=says):
+        approval.require_approval(context, gate=GATE, evidence_item=ITEM)
 
 
 def test_break_glass_is_told_to_everybody(

@@ -11,6 +11,7 @@ from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Context, Param
+from airflow.sdk.exceptions import DownstreamTasksSkipped
 
 from payme_ops.foundation import approvals, evidence
 from payme_ops.foundation.approvals import MIN_REASON_CHARACTERS, Approval
@@ -73,8 +74,19 @@ class ApprovalGate(ApprovalOperator):
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """Write the answer down, then do as Airflow does."""
-        given = super().execute_complete(context, event)  # a rejection has marked what to skip
+        """Write the answer down, and do as Airflow does."""
+        try:
+            given = super().execute_complete(context, event)
+        except DownstreamTasksSkipped:  # a rejection
+            self._write_down(context, event)
+            raise
+        found = self._write_down(context, event)
+        if found.choice == approvals.APPROVE:
+            require_approval(context, gate=self.task_id, evidence_item=self.evidence_item)
+            _tell_break_glass(context, found)
+        return given
+
+    def _write_down(self, context: Context, event: dict[str, Any]) -> Approval:
         person = event["responded_by_user"] or {}
         found = approvals.answer(
             conninfo("payme_ops_db"),
@@ -85,10 +97,7 @@ class ApprovalGate(ApprovalOperator):
             reason=str((event["params_input"] or {}).get(_BREAK_GLASS) or ""),
         )
         _log.info("%s: %s by %s", self.task_id, found.choice, found.responder or "nobody in time")
-        if found.choice == approvals.APPROVE:
-            require_approval(context, gate=self.task_id, evidence_item=self.evidence_item)
-            _tell_break_glass(context, found)
-        return given
+        return found
 
 
 def require_approval(context: Context, *, gate: str, evidence_item: str) -> Approval:

@@ -1,18 +1,23 @@
 """The task bodies of phone_encryption on a real database: what each refuses, and what a click in the UI cannot skip."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import DownstreamTasksSkipped
 
 from payme_ops.foundation import approvals, evidence
+from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import GateClosed, NotApproved, NotFound, SettingsError
 from payme_ops.foundation.evidence import Verdict
+from payme_ops.migration.expand import do_expand
 from payme_ops.migration.shape import Stage
 from payme_ops.orchestration import migration
 from payme_ops.orchestration.migration import BACKUP, REQUEST, VERIFIED
-from tests.support.installation import Installation
+from tests.support.installation import Installation, quiet
 from tests.support.phones import Phones
 from tests.support.steps import shape
 
@@ -191,3 +196,33 @@ def test_one_wrong_row_closes_the_gate_and_is_named(phones: Phones) -> None:
     with pytest.raises(GateClosed, match="42 undecryptable"):
         migration.verify_all()
     assert evidence.latest(OPS, NAME, VERIFIED).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize(("user", "says"), [("approver", "Reject by approver"), (None, "Reject by nobody in time")])
+def test_a_rollback_that_is_not_approved_ends_at_once_and_touches_nothing(
+    context: dict[str, Any], phones: Phones, dag_bag: Any, user: str | None, says: str
+) -> None:
+    do_expand(phones.desk, quiet)
+    before = shape(phones)
+    context["params"]["back_to"] = "expand"
+    migration.check_rollback()
+    plan = evidence.latest(OPS, NAME, "rollback_plan")
+    approvals.ask(OPS, run=NAME, gate="approve_rollback", digest=plan.sha256, requested_by="oncall")
+    dag = dag_bag.dags["phone_encryption_rollback"]
+    gate = dag.get_task("approve_rollback")
+    person = {"id": user, "name": user} if user else None
+    event = {"chosen_options": ["Reject"], "params_input": {}, "responded_at": utc_now(), "responded_by_user": person}
+    ti = SimpleNamespace(map_index=-1, xcom_push=lambda **_: None)
+    with pytest.raises(DownstreamTasksSkipped) as skipped:
+        gate.execute_complete({**context, "task": gate, "ti": ti}, event)
+    rest = {"check_rollback", "approve_rollback", "rollback_verdict"}
+    assert set(skipped.value.tasks) == set(dag.task_ids) - rest
+    # Nor does any of them without its answer, whatever is marked or cleared.
+    bodies: list[Callable[[], object]] = [migration.reverse, partial(migration.fleet_left, "writes_both", "expand")]
+    bodies += [partial(migration.undo, step) for step in ("brown_out", "relax", "finish", "expand")]
+    for body in bodies:
+        with phones.app("payme-api/2.5.0"), pytest.raises(NotApproved, match=says):
+            body()
+    with pytest.raises(NotApproved, match=f"nothing was changed; .*{says}; the table is expanded"):
+        migration.rollback_verdict()
+    assert shape(phones) == before

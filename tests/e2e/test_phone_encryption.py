@@ -115,6 +115,17 @@ def test_there_and_half_way_back(desk: Desk, approver: airflow.Api) -> None:
     assert (state, tasks["verdict"]) == ("failed", "failed")
     assert newest(desk, "phone_encryption").verdict == "NOT DONE"
 
+    refused = desk.api.trigger(BACK, {"reason": "not so fast", "back_to": "expand"})
+    answered(desk, approver, refused, "approve_rollback", "Reject", dag=BACK)
+    state, tasks = ended(desk, refused, BACK)
+    assert (state, tasks.pop("rollback_verdict")) == ("failed", "failed")
+    assert (tasks.pop("check_rollback"), tasks.pop("approve_rollback")) == ("success", "success")
+    assert set(tasks.values()) == {"skipped"}
+    log = desk.api.log(BACK, refused, "rollback_verdict")
+    assert "nothing was changed" in log
+    assert "Reject by approver" in log
+    assert PHONE_NUMBER.ciphertext in columns(desk)
+
     back = desk.api.trigger(BACK, {"reason": "thought better of it", "back_to": "expand"})
     answered(desk, approver, back, "approve_rollback", dag=BACK)
     assert ended(desk, back, BACK)[0] == "success"

@@ -491,6 +491,7 @@ def _undoes(desk: MigrationDesk, step: str) -> bool:
 def fleet_left(which: str, step: str) -> bool:
     """Whether no session of the application is of that version or a newer one: a sensor's poke."""
     desk = _desk()
+    require_approval(get_current_context(), gate="approve_rollback", evidence_item="rollback_plan")
     if not _undoes(desk, step):
         return True
     settled = _observed(lambda: fleet.measure_older(desk, _asked(desk, which)))
@@ -523,10 +524,19 @@ def undo(step: str) -> None:
 
 
 def rollback_verdict() -> None:
-    """The run's colour: green only when the table is where the form wants it."""
+    """The run's colour: green only when it was approved and the table is where the form wants it."""
     desk = _desk()
     before = {"relax": Stage.RELAXED, "finish": Stage.BACKFILLED, "expand": Stage.EXPANDED}[_asked(desk, "back_to")]
     found = shape.look(desk)
+    try:
+        require_approval(get_current_context(), gate="approve_rollback", evidence_item="rollback_plan")
+    except NotApproved as error:
+        raise NotApproved(
+            "the rollback was not approved: nothing was changed",  # each undo asks for the same approval
+            expected=error.expected,
+            found=f"{error.found}; the table is {found.stage}",
+            remedy=error.remedy,
+        ) from None
     if found.reached(before):
         raise PaymeOpsError(
             "the steps are not undone",

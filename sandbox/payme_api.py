@@ -1,4 +1,4 @@
-"""A stand-in for the PayMe API: /health and /version, and stop and start as docs/payme-api-contract.md has them.
+"""A stand-in for the PayMe API: /health, /version, /metrics, stop and start as docs/payme-api-contract.md has them.
 
     PAYME_SANDBOX_API_TOKEN=… python -m sandbox.payme_api --port 8092 --state .demo/payme_api.json
 
@@ -11,6 +11,7 @@ import html
 import os
 import threading
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from sandbox.standin import Answer, Journal, Record, Refused, Request, Server, m
 TOKEN_VARIABLE = "PAYME_SANDBOX_API_TOKEN"  # noqa: S105  # the name of a variable
 OLDER = ("2.3.0", "2.3.1")  # they write as 2.4.0 does
 STARTABLE = (*OLDER, *VERSIONS)
-_PATHS = ("/health", "/version", "/admin/stop", "/admin/start")
+_PATHS = ("/health", "/version", "/metrics", "/admin/stop", "/admin/start")
 _CONNECT_SECONDS = 3
 
 
@@ -39,6 +40,8 @@ class Application:
         self._stop = threading.Event()
         self._traffic: threading.Thread | None = None
         self._since = 0.0
+        self._counting = threading.Lock()  # not the one that is held while the traffic is waited for
+        self._errors: Counter[str] = Counter()
         if not self.journal.records():
             self._note("first start", running=True, version=V1.number, previous=OLDER[-1])
         if self.state["running"]:
@@ -80,8 +83,26 @@ class Application:
             with psycopg.connect(self._conninfo, application_name=program, autocommit=True) as connection:
                 connection.execute("SELECT id FROM users LIMIT 1")
         except psycopg.Error as error:  # its message may quote rows
+            self._count(error)
             return 503, {**told, "status": "unhealthy", "database": "disconnected", "error": error.sqlstate or "none"}
         return 200, {**told, "status": "healthy", "database": "connected", "uptime": time.monotonic() - self._since}
+
+    def metrics(self) -> dict[str, object]:
+        """What the process that runs tells of itself. Raises Refused when none does."""
+        now = self.state
+        if not now["running"]:
+            raise Refused(503, {"error": "stopped"})
+        with self._counting:
+            errors = dict(self._errors)
+        return {
+            "uptime": time.monotonic() - self._since,
+            "timestamp": datetime.now(UTC).isoformat(),
+            "environment": "sandbox",
+            "version": now["version"],
+            "database": "connected",  # a constant in the real one, too
+            "cache": "connected",
+            "database_errors": errors,
+        }
 
     def rest(self) -> None:
         """No session in the database any more."""
@@ -91,10 +112,19 @@ class Application:
             self._traffic = None
 
     def _work(self) -> None:
-        self._stop, self._since = threading.Event(), time.monotonic()
+        self._stop, self._since, self._errors = threading.Event(), time.monotonic(), Counter()
         version = VERSIONS.get(self.state["version"], V1)
-        self._traffic = threading.Thread(target=traffic.run, args=(self._conninfo, self._stop, version), daemon=True)
+        arguments = (self._conninfo, self._stop, version, self._failed)
+        self._traffic = threading.Thread(target=traffic.run, args=arguments, daemon=True)
         self._traffic.start()
+
+    def _failed(self, error: psycopg.Error) -> None:
+        traffic.complain(error)
+        self._count(error)
+
+    def _count(self, error: psycopg.Error) -> None:
+        with self._counting:
+            self._errors[error.sqlstate or "none"] += 1
 
     def _note(self, what: str, **changed: Any) -> None:
         before = self.journal.records()[-1] if self.journal.records() else {}
@@ -134,6 +164,8 @@ def _route(application: Application, token: str, request: Request) -> Answer:
             return Answer(body, status)
         case "GET", "/version":
             return Answer(_told(application.state))
+        case "GET", "/metrics":
+            return Answer(application.metrics())
         case "POST", "/admin/stop":
             _authorise(request, token)
             return Answer(_told(application.stop()))

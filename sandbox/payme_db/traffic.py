@@ -120,17 +120,24 @@ def _book(conn: psycopg.Connection, transaction: int, *, debit: int, credit: int
     )
 
 
-def run(conninfo: str, stop: threading.Event, version: Version = V1) -> None:
-    """Write as that version until `stop` is set."""
+def complain(error: psycopg.Error) -> None:
+    """Print what kind of error it is."""
+    _say(f"{type(error).__name__} {error.sqlstate or '(no SQLSTATE: connection)'}")
+
+
+def run(
+    conninfo: str, stop: threading.Event, version: Version = V1, failed: Callable[[psycopg.Error], None] = complain
+) -> None:
+    """Write as that version until `stop` is set; `failed` hears of every error."""
     keys = envelope.load_keys(os.environ, key_id="k1", names=PHONE_NUMBER) if version.reserves_id else None
     conninfo = make_conninfo(conninfo, application_name=version.application, connect_timeout=5, options=_OPTIONS)
     while not stop.is_set():
         try:
             with psycopg.connect(conninfo, autocommit=True) as conn:
                 _say("connected")
-                _write(conn, Known(*_known(conn), version, keys), stop)
+                _write(conn, Known(*_known(conn), version, keys), stop, failed)
         except psycopg.Error as error:
-            _complain(error)
+            failed(error)
             stop.wait(_RETRY_SECONDS)
 
 
@@ -140,7 +147,9 @@ def _known(conn: psycopg.Connection) -> tuple[int, int]:
     return row[0], row[1]
 
 
-def _write(conn: psycopg.Connection, known: Known, stop: threading.Event) -> None:
+def _write(
+    conn: psycopg.Connection, known: Known, stop: threading.Event, failed: Callable[[psycopg.Error], None]
+) -> None:
     due = reported = time.monotonic()
     written = 0
     for work in itertools.cycle(_WORK):
@@ -155,14 +164,10 @@ def _write(conn: psycopg.Connection, known: Known, stop: threading.Event) -> Non
         except psycopg.Error as error:
             if conn.closed:
                 raise
-            _complain(error)
+            failed(error)
         if time.monotonic() - reported > _REPORT_SECONDS:
             _say(f"{written} transactions in the last {_REPORT_SECONDS} s")
             reported, written = time.monotonic(), 0
-
-
-def _complain(error: psycopg.Error) -> None:
-    _say(f"{type(error).__name__} {error.sqlstate or '(no SQLSTATE: connection)'}")
 
 
 def _say(text: str) -> None:

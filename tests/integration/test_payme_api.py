@@ -18,8 +18,9 @@ from payme_ops.foundation.errors import ServiceRefused, Unavailable
 from payme_ops.foundation.payme_api import PaymeApi
 from sandbox.http import call
 from sandbox.standin import Answer, Server
+from tests.support import standins
 from tests.support.site import Site
-from tests.support.standins import StandIn, payme_api_stand_in
+from tests.support.standins import StandIn, answering, payme_api_stand_in
 from tests.support.waiting import eventually
 
 URL, TOKEN = os.environ.get("PAYME_API_URL", ""), os.environ.get("PAYME_API_TOKEN", "")
@@ -93,6 +94,17 @@ def test_contract_an_unknown_version_is_refused_and_nothing_changes(api: PaymeAp
     assert payme_api.health(api).healthy
 
 
+def test_contract_metrics_name_the_version_that_runs_and_count_errors(api: PaymeApi) -> None:
+    before = payme_api.version(api)
+    found = payme_api.metrics(api.url)
+    assert found.version == before.version
+    assert found.database_errors is None or all(count >= 0 for count in found.database_errors.values())
+    payme_api.start(api, before.previous)
+    assert payme_api.metrics(api.url).version == before.previous
+    payme_api.start(api, before.version)
+    eventually(lambda: payme_api.health(api).healthy, "a healthy API", seconds=120)
+
+
 # -- the sandbox's ----------------------------------------------------------------------------------------------
 
 
@@ -115,6 +127,44 @@ def test_its_health_is_red_when_users_is_not_there(site: Site, served: tuple[Sta
             admin.execute("ALTER TABLE users_away RENAME TO users")
     assert (found.healthy, found.status, found.database) == (False, "unhealthy", "disconnected")
     assert payme_api.health(api).healthy
+
+
+def test_its_metrics_are_those_of_the_deployment_guide(served: tuple[StandIn, PaymeApi]) -> None:
+    guide = {"uptime", "timestamp", "environment", "version", "database", "cache"}
+    assert set(served[0].get("/metrics")) == guide | {"database_errors"}
+
+
+def errors(api: PaymeApi) -> dict[str, int]:
+    found = payme_api.metrics(api.url).database_errors
+    assert found is not None
+    return found
+
+
+def test_its_metrics_count_what_the_database_refused(site: Site, served: tuple[StandIn, PaymeApi]) -> None:
+    _, api = served
+    eventually(lambda: sessions(site) > 0, "its sessions")
+    assert errors(api) == {}
+    with site.admin() as admin:
+        admin.execute("REVOKE INSERT ON transactions FROM payme_app")
+        try:
+            eventually(lambda: errors(api).get("42501", 0) > 1, "errors of its traffic")
+        finally:
+            admin.execute("GRANT INSERT ON transactions TO payme_app")
+        admin.execute("ALTER TABLE users RENAME TO users_away")
+        try:
+            payme_api.health(api)
+        finally:
+            admin.execute("ALTER TABLE users_away RENAME TO users")
+    assert errors(api)["42P01"] >= 1
+    payme_api.start(api, "2.3.1")  # another process
+    assert errors(api) == {}
+
+
+def test_its_metrics_end_with_the_process(served: tuple[StandIn, PaymeApi]) -> None:
+    _, api = served
+    payme_api.stop(api)
+    with pytest.raises(Unavailable, match="status 503"):
+        payme_api.metrics(api.url)
 
 
 def test_it_remembers_that_it_was_stopped(site: Site, tmp_path: Path) -> None:
@@ -153,6 +203,59 @@ def test_an_answer_that_is_no_contract_is_refused(served: tuple[StandIn, PaymeAp
         payme_api.version(PaymeApi(f"{stand_in.url}/health?", api.token))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "2.4.0",
+        ["2.4.0"],
+        {},
+        {"status": "healthy"},
+        {"version": ""},
+        {"version": None},
+        {"version": 2.4},
+        {"version": ["2.4.0"]},
+        *(
+            {"version": "2.4.0", "database_errors": told}
+            for told in (
+                *(0, "42501", ["42501"], {"": 1}, {"duplicate key (+254712345678)": 1}),
+                *({"42501": count} for count in ("2", True, -1, 1.5, None, float("nan"))),
+            )
+        ),
+    ],
+)
+def test_metrics_that_are_not_the_contracts_are_refused(tmp_path: Path, body: object) -> None:
+    with (
+        standins.served(answering(body), tmp_path) as replica,
+        pytest.raises(ServiceRefused, match="not the contract's") as refused,
+    ):
+        payme_api.metrics(replica.url)
+    assert "712345678" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [({}, None), *(({"database_errors": told}, told) for told in (None, {}, {"42501": 2, "ECONNREFUSED": 1}))],
+)
+def test_metrics_may_tell_errors_of_the_database(
+    tmp_path: Path, more: dict[str, object], told: dict[str, int] | None
+) -> None:
+    with standins.served(answering({"version": "2.4.0", "uptime": 1.5, **more}), tmp_path) as replica:
+        assert payme_api.metrics(replica.url) == payme_api.Metrics("2.4.0", told)
+
+
+def test_metrics_of_what_is_away_or_says_no(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "CONNECT_SECONDS", 0.5)
+    with pytest.raises(Unavailable):
+        payme_api.metrics("http://127.0.0.1:1")
+    for status, expected in ((503, Unavailable), (429, Unavailable), (404, ServiceRefused), (302, ServiceRefused)):
+        with (
+            standins.served(answering({"version": "2.4.0"}, status), tmp_path) as replica,
+            pytest.raises(expected, match=f"status {status}"),
+        ):
+            payme_api.metrics(replica.url)
+
+
 def test_nobody_there_is_unavailable_and_names_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "CONNECT_SECONDS", 0.5)
     api = PaymeApi("http://127.0.0.1:1", "very-secret-token")
@@ -180,6 +283,8 @@ def redirector(served: tuple[StandIn, PaymeApi]) -> Iterator[str]:
 def test_a_redirect_is_not_followed(served: tuple[StandIn, PaymeApi], redirector: str) -> None:
     with pytest.raises(ServiceRefused, match="status 302"):
         payme_api.stop(PaymeApi(redirector, served[1].token))
+    with pytest.raises(ServiceRefused, match="status 302"):
+        payme_api.metrics(redirector)
     assert payme_api.health(served[1]).healthy
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
 from threading import Thread
 
 import psycopg
@@ -11,11 +13,14 @@ from hypothesis import strategies as st
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from payme_ops.foundation import payme_api
 from payme_ops.foundation.errors import SettingsError
 from payme_ops.foundation.evidence import Finding, Verdict, passed, run_check
 from payme_ops.migration import fleet
+from payme_ops.migration.desk import MigrationDesk
 from payme_ops.migration.fleet import parse_version
 from tests.support.phones import Phones
+from tests.support.standins import answering, payme_api_stand_in, served
 from tests.support.waiting import eventually
 
 NEW, OLD = "payme-api/2.5.0", "payme-api/2.4.0"
@@ -206,3 +211,159 @@ def test_on_the_way_back_a_new_version_blocks_and_nobody_does_not(phones: Phones
         assert (found.verdict, found.measured["new"]) == (Verdict.FAIL, {"payme-api/2.7.0": 1})
         with phones.app("node"):
             assert fleet.measure_older(phones.desk, "2.7.0").verdict is Verdict.INCONCLUSIVE
+
+
+# -- versions that a pooler or a driver hides -------------------------------------------------------------------
+
+
+@contextmanager
+def replicas(phones: Phones, *bodies: object) -> Iterator[tuple[MigrationDesk, list[str]]]:
+    """A desk that knows a replica for each, which answers with that; and where they are, without http://."""
+    with ExitStack() as stack:
+        urls = [stack.enter_context(served(answering(body), Path())).url for body in bodies]
+        yield knowing(phones, *urls), [url.removeprefix("http://") for url in urls]
+
+
+def knowing(phones: Phones, *urls: str) -> MigrationDesk:
+    settings = phones.desk.settings
+    migration = settings.migration.model_copy(update={"replicas": urls})
+    return replace(phones.desk, settings=settings.model_copy(update={"migration": migration}))
+
+
+def says(version: object) -> dict[str, object]:
+    return {"version": version, "uptime": 3.0, "database": "connected", "cache": "connected"}
+
+
+def gone(phones: Phones) -> str:
+    """Where a replica was."""
+    with replicas(phones, says("2.5.0")) as (_, (where,)):
+        return where
+
+
+@pytest.mark.parametrize("body", [{}, "ok", {"status": "healthy"}, says(None), says(""), says(2.5), says(["2.5.0"])])
+def test_a_replica_that_answers_without_a_version_is_inconclusive(phones: Phones, body: object) -> None:
+    with connected(phones, NEW, "pgbouncer"), replicas(phones, says("2.5.0"), body) as (desk, (good, bad)):
+        for found in (fleet.measure(desk, "2.5.0"), fleet.measure_older(desk, "2.6.0")):
+            assert found.verdict is Verdict.INCONCLUSIVE
+            (replica, program) = found.measured["unknown"]
+            assert replica.startswith(f"replica {bad}: the PayMe API's answer is not the contract's")
+            assert program == "pgbouncer"  # nothing explains it yet
+            assert f"replica {good}: 2.5.0" in [*found.measured.get("new", ()), *found.measured.get("old", ())]
+
+
+@pytest.mark.parametrize("version", ["2.5", "v2.5.0", "latest", "2.5.0 ", "payme-api/2.5.0", "+254700999888" * 9])
+def test_a_replica_whose_version_is_none_is_inconclusive(phones: Phones, version: str) -> None:
+    with connected(phones, NEW), replicas(phones, says(version)) as (desk, (where,)):
+        found = fleet.measure(desk, "2.5.0")
+    assert (found.verdict, found.measured["new"]) == (Verdict.INCONCLUSIVE, {NEW: 1})
+    (shown,) = found.measured["unknown"]
+    assert shown.startswith(f"replica {where}: ")
+    assert "700999888" not in shown
+    assert len(shown) < 120
+
+
+def test_a_replica_that_is_away_or_fails_is_inconclusive_and_named(phones: Phones, tmp_path: Path) -> None:
+    away = gone(phones)
+    with (
+        connected(phones, NEW, "pgbouncer"),
+        served(answering({"error": "told to fail"}, 500), tmp_path) as broken,
+        replicas(phones, says("2.5.0")) as (_, (good,)),
+    ):
+        desk = knowing(phones, f"http://{away}", f"http://{good}", broken.url)
+        for found in (fleet.measure(desk, "2.5.0"), fleet.measure_older(desk, "2.6.0")):
+            assert found.verdict is Verdict.INCONCLUSIVE
+            first, second, program = found.measured["unknown"]
+            assert first.startswith(f"replica {away}: the PayMe API did not answer GET /metrics")
+            assert second == f"replica {broken.url[7:]}: the PayMe API did not answer GET /metrics (status 500)"
+            assert program == "pgbouncer"
+            assert "/metrics" in found.remedy
+
+
+def test_one_old_replica_blocks_and_is_named(phones: Phones) -> None:
+    with connected(phones, NEW, "pgbouncer"), replicas(phones, says("2.5.0"), says("2.4.0")) as (desk, (new, old)):
+        found = fleet.measure(desk, "2.5.0")
+    assert found.verdict is Verdict.FAIL
+    assert found.measured == {
+        "new": {NEW: 1, f"replica {new}: 2.5.0": 1},
+        "old": {f"replica {old}: 2.4.0": 1},
+        "unknown": {"pgbouncer": 1},
+    }
+    assert f"replica {old}: 2.4.0" in found.remedy
+
+
+def test_an_old_session_blocks_beside_new_replicas(phones: Phones) -> None:
+    with connected(phones, OLD, "pgbouncer"), replicas(phones, says("2.5.0")) as (desk, (where,)):
+        found = fleet.measure(desk, "2.5.0")
+    assert found.verdict is Verdict.FAIL
+    assert found.measured == {
+        "new": {f"replica {where}: 2.5.0": 1},
+        "old": {OLD: 1},
+        "hidden": {"pgbouncer": 1},
+    }
+
+
+def test_new_replicas_explain_what_a_pooler_hides(phones: Phones) -> None:
+    with (
+        connected(phones, "pgbouncer", "pgbouncer", "", "psql +254700999888"),
+        replicas(phones, says("2.5.0"), says("2.6.0-rc.1")) as (desk, (one, other)),
+    ):
+        expected = {
+            "new": {f"replica {one}: 2.5.0": 1, f"replica {other}: 2.6.0-rc.1": 1},
+            "hidden": {"(no name)": 1, "pgbouncer": 2, "psql [phone]": 1},
+        }
+        assert fleet.measure(desk, "2.5.0") == passed(expected)
+        check = fleet.check(desk, "2.5.0")
+        assert check.threshold.endswith("by application_name and /metrics of every replica (2)")
+        assert run_check(check, actor="test").verdict is Verdict.PASS
+        assert measured(phones)[0] is Verdict.INCONCLUSIVE  # with no replica known it is as ever
+
+
+def test_replicas_explain_no_name_that_says_some_version(phones: Phones) -> None:
+    with connected(phones, "payme-api/next"), replicas(phones, says("2.5.0")) as (desk, _):
+        found = fleet.measure(desk, "2.5.0")
+    assert (found.verdict, found.measured["unknown"]) == (Verdict.INCONCLUSIVE, {"payme-api/next": 1})
+
+
+def test_replicas_explain_no_other_role_and_no_prepared_transaction(phones: Phones) -> None:
+    with replicas(phones, says("2.5.0")) as (desk, _), connected(phones, NEW, "pgbouncer") as (new, pooled):
+        with stranger(phones) as role, phones.admin() as admin:
+            admin.execute(f"GRANT INSERT ON users TO {role}")
+            found = fleet.measure(desk, "2.5.0")
+            assert (found.verdict, found.measured["others"]) == (Verdict.INCONCLUSIVE, {f"{role}: importer": 1})
+        pooled.execute("BEGIN; UPDATE users SET full_name = full_name WHERE id = 1; PREPARE TRANSACTION 'left'")
+        try:
+            found = fleet.measure(desk, "2.5.0")
+            assert (found.verdict, found.measured["prepared_transactions"]) == (Verdict.INCONCLUSIVE, 1)
+        finally:
+            new.execute("ROLLBACK PREPARED 'left'")
+
+
+def test_with_nobody_connected_replicas_say_what_runs(phones: Phones) -> None:
+    with replicas(phones, says("2.5.0")) as (desk, (where,)):
+        assert fleet.measure(desk, "2.5.0") == passed({"new": {f"replica {where}: 2.5.0": 1}})
+    desk = knowing(phones, f"http://{gone(phones)}")
+    assert fleet.measure(desk, "2.5.0").verdict is Verdict.INCONCLUSIVE
+    assert fleet.measure_older(desk, "2.6.0").verdict is Verdict.INCONCLUSIVE
+
+
+def test_on_the_way_back_a_new_replica_blocks_and_old_ones_explain(phones: Phones) -> None:
+    with connected(phones, "node"), replicas(phones, says("2.6.0"), says("2.7.0")) as (desk, (old, new)):
+        found = fleet.measure_older(desk, "2.7.0")
+        assert (found.verdict, found.measured["new"]) == (Verdict.FAIL, {f"replica {new}: 2.7.0": 1})
+        assert f"replica {new}: 2.7.0" in found.remedy
+        replica_versions = {f"replica {old}: 2.6.0": 1, f"replica {new}: 2.7.0": 1}
+        assert fleet.measure_older(desk, "2.8.0") == passed({"old": replica_versions, "hidden": {"node": 1}})
+        with phones.app("payme-api/2.8.0"):
+            assert fleet.measure_older(desk, "2.8.0").verdict is Verdict.FAIL
+
+
+def test_the_sandbox_api_is_such_a_replica(phones: Phones, tmp_path: Path) -> None:
+    with payme_api_stand_in(tmp_path, phones.conninfo("payme_app")) as (_, api), connected(phones, "pgbouncer"):
+        desk = knowing(phones, api.url)
+        assert fleet.measure(desk, "2.4.0").verdict is Verdict.PASS
+        payme_api.start(api, "2.3.1")
+        found = fleet.measure(desk, "2.4.0")
+        assert found.verdict is Verdict.FAIL
+        assert f"replica {api.url[7:]}: 2.3.1" in found.measured["old"]
+        payme_api.stop(api)
+        assert fleet.measure(desk, "2.4.0").verdict is Verdict.INCONCLUSIVE

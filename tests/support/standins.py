@@ -16,7 +16,7 @@ from payme_ops.foundation.payme_api import PaymeApi
 from sandbox import mail, payme_api, sentry, slack, status_page
 from sandbox.http import call
 from sandbox.postgres import free_port
-from sandbox.standin import Server
+from sandbox.standin import Answer, Server
 
 CHANNEL = "payme-ops"
 API_TOKEN = "token-of-the-tests"
@@ -86,6 +86,11 @@ def served(make: Callable[[int, Path], Server], state: Path) -> Iterator[StandIn
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def answering(body: object, status: int = 200) -> Callable[[int, Path], Server]:
+    """For `served`: what answers every request with that."""
+    return lambda port, _state: Server(port, lambda _request: Answer(body, status), lambda _path: False, {})
 
 
 @contextmanager

@@ -137,10 +137,34 @@ def test_a_faulty_value_is_not_repeated_in_the_text(environment: Environment) ->
         ("PAYME_OPS__BACKUP__BUCKET", "ab"),
         ("PAYME_OPS__POSTGRES__CLIENT_DIRS", " , "),
         ("PAYME_OPS__PROFILE", "prod"),
+        ("PAYME_OPS__MIGRATION__REPLICAS", "10.0.0.5:3000"),
+        ("PAYME_OPS__MIGRATION__REPLICAS", "ftp://10.0.0.5"),
+        ("PAYME_OPS__MIGRATION__REPLICAS", "http://"),
+        ("PAYME_OPS__MIGRATION__REPLICAS", "http://10.0.0.5:0"),
+        ("PAYME_OPS__MIGRATION__REPLICAS", "http://10.0.0.5:65536"),
+        ("PAYME_OPS__MIGRATION__REPLICAS", "http://[:::]:3000"),
+        ("PAYME_OPS__MIGRATION__REPLICAS", "http://10.0.0.5:3000/"),
+        ("PAYME_OPS__MIGRATION__REPLICAS", "http://10.0.0.5:3000?of=metrics"),
+        ("PAYME_OPS__MIGRATION__REPLICAS", "http://10.0.0.5 http://10.0.0.6"),
+        ("PAYME_OPS__MIGRATION__REPLICAS", "http://desk:secret@10.0.0.5"),
+        ("PAYME_OPS__MIGRATION__REPLICAS", "http://é.test"),
+        ("PAYME_OPS__MIGRATION__REPLICAS", '["http://10.0.0.5"]'),
+        ("PAYME_OPS__MIGRATION__REPLICAS", "http://10.0.0.5,http://10.0.0.6,http://10.0.0.5"),
     ],
 )
 def test_malformed_values_are_refused(environment: Environment, name: str, value: str) -> None:
     assert [fault.split(":")[0] for fault in environment.faults(VALID, **{name: value})] == [name]
+
+
+def test_replicas_are_base_urls_and_a_fault_names_the_one(environment: Environment) -> None:
+    good = "http://10.0.0.5:3000, https://api-2.payme.test/v1,http://[fd00::5]:3000,"
+    name = "PAYME_OPS__MIGRATION__REPLICAS"
+    loaded = environment.load(VALID, **{name: good})
+    assert loaded.migration.replicas == ("http://10.0.0.5:3000", "https://api-2.payme.test/v1", "http://[fd00::5]:3000")
+    assert environment.load(VALID, **{name: ""}).migration.replicas == ()
+    (fault,) = environment.faults(VALID, **{name: f"{good}http://desk:hunter2@10.0.0.6"})
+    assert "number 4 is no base URL like http://10.0.0.5:3000" in fault
+    assert "hunter2" not in fault
 
 
 def test_production_with_everything_right(environment: Environment) -> None:

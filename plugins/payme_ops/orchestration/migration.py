@@ -243,7 +243,7 @@ def fleet_runs(which: str) -> bool:
     if settled.verdict is Verdict.FAIL:
         _log.info("not yet: %s. %s", evidence.plain(settled.measured), settled.remedy)
         return False
-    _keep(desk, f"fleet_{which}", settled, f"every session of the application is {wanted} or newer")
+    _keep(desk, f"fleet_{which}", settled, f"all of the application is {wanted} or newer, {fleet.told_by(desk)}")
     return True
 
 
@@ -498,7 +498,8 @@ def fleet_left(which: str, step: str) -> bool:
     if settled.verdict is not Verdict.PASS:
         _log.info("not yet: %s. %s", evidence.plain(settled.measured), settled.remedy)
         return False
-    _keep(desk, f"gone_{which}", settled, f"no session of the application is {_asked(desk, which)} or newer")
+    threshold = f"nothing of the application is {_asked(desk, which)} or newer, {fleet.told_by(desk)}"
+    _keep(desk, f"gone_{which}", settled, threshold)
     return True
 
 

@@ -1,5 +1,6 @@
 """`python -m bench.migration --rows 2000000`: the backfill against the old plan's loop and the limit; the verification.
 
+With --growth: whether the backfill of a large table is as fast as that of a small one.
 The limit is an UPDATE of the same two columns in the same batches whose values the server makes itself: nothing is
 read by a client, encrypted or compared. Prints figures and writes bench/migration.json (what others measured stays).
 """
@@ -34,6 +35,7 @@ from sandbox import postgres
 
 FILE = Path(__file__).with_name("migration.json")
 ROUNDS = 3
+GROWTH_ROWS = 300_000, 5_000_000
 LOOP_ROWS = 20_000  # the loop is taken to go on as it began
 _BATCH = 1_000
 _DATABASE = "payme_bench"
@@ -43,6 +45,7 @@ TARGETS = {
     "backfill.of_limit": 0.8,
     "backfill.two_workers_of_limit": 1.5,
     "backfill.speedup_vs_loop": 25.0,
+    "backfill.rate_5m_by_300k": 0.8,
     "verify.rows_per_s": 250_000.0,
 }
 
@@ -95,22 +98,43 @@ def main() -> int:
     """Exit code: 0 measured, 1 an arm failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.migration", description=__doc__)
     parser.add_argument("--rows", type=int, default=200_000, help="rows of the table; figures are asked for 2,000,000")
-    rows: int = parser.parse_args().rows
+    parser.add_argument("--growth", action="store_true", help="only 300,000 rows against 5,000,000")
+    asked = parser.parse_args()
     try:
-        with _standing(rows) as place:
-            samples = _rounds(place)  # the last arm of the last round leaves every row encrypted
-            verified = migration_verify.measure(place.desk, _keys(place))
+        figures = _growth() if asked.growth else _speed(asked.rows)
     except CommandFailed as error:
         print(error, file=sys.stderr)
         return 1
-    figures = _summarise(rows, samples) | {name: {**one, "rows": rows} for name, one in verified.items()}
     known = json.loads(FILE.read_text()) if FILE.exists() else {}
     FILE.write_text(json.dumps({**known, **figures}, indent=1, sort_keys=True) + "\n")
     for name, figure in figures.items():
-        asked = f"  (asked: at least {TARGETS[name]})" if name in TARGETS else ""
+        target = f"  (asked: at least {TARGETS[name]})" if name in TARGETS else ""
         spread = f"({figure['min']:,.2f} to {figure['max']:,.2f})"
-        print(f"{name:35} {figure['value']:>12,.2f} {figure['unit']:7} {spread}{asked}")
+        print(f"{name:35} {figure['value']:>12,.2f} {figure['unit']:7} {spread}{target}")
     return 0
+
+
+def _speed(rows: int) -> dict[str, dict[str, Any]]:
+    with _standing(rows) as place:
+        samples = _rounds(place)  # the last arm of the last round leaves every row encrypted
+        verified = migration_verify.measure(place.desk, _keys(place))
+    return _summarise(rows, samples) | {name: {**one, "rows": rows} for name, one in verified.items()}
+
+
+def _growth() -> dict[str, dict[str, Any]]:
+    """Rows a second of one worker on a large table by those on a small one."""
+    rates = list[float]()
+    for _ in range(ROUNDS):
+        small, large = (_rate(rows) for rows in GROWTH_ROWS)
+        rates.append(large / small)
+        print(f"{GROWTH_ROWS[0]:,} rows: {small:,.0f} rows/s, {GROWTH_ROWS[1]:,} rows: {large:,.0f} rows/s", flush=True)
+    return {"backfill.rate_5m_by_300k": _figure("x", GROWTH_ROWS[1], rates)}
+
+
+def _rate(rows: int) -> float:
+    with _standing(rows) as place:
+        place.settle()
+        return _one_worker(place)["one"]
 
 
 @contextmanager
@@ -131,7 +155,7 @@ def _standing(rows: int) -> Iterator[Place]:
             connection.execute(f"CREATE DATABASE {_DATABASE}")
         opsdb.migrate(cluster.conninfo("payme_ops"))
         # The throttle measures and is asked as always, but nothing here is a reason to wait.
-        migration = MigrationSettings(wal_bytes_per_second=10**12, canary_p99_ms=10**6)
+        migration = MigrationSettings(wal_bytes_per_second=10**12, canary_p99_ms=10**6, rest_ratio=0.0)
         desk = MigrationDesk(
             Settings.model_construct(migration=migration),
             cluster.conninfo(_DATABASE),
@@ -233,9 +257,8 @@ def _wal_bytes(connection: psycopg.Connection) -> int:
 def _summarise(rows: int, samples: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
     """Ratios are taken within a round; values are medians, a peak is the largest."""
 
-    def figure(unit: str, values: list[float], middle: Callable[[list[float]], float] = median) -> dict[str, Any]:
-        shown = {"value": middle(values), "min": min(values), "max": max(values)}
-        return {"unit": unit, "runs": len(values), "rows": rows, **{k: round(v, 3) for k, v in shown.items()}}
+    def figure(unit: str, values: list[float]) -> dict[str, Any]:
+        return _figure(unit, rows, values)
 
     def ratio(name: str, to: str) -> list[float]:
         return [each[name] / each[to] for each in samples]
@@ -252,10 +275,15 @@ def _summarise(rows: int, samples: list[dict[str, float]]) -> dict[str, dict[str
         "backfill.speedup_vs_loop": figure("x", ratio("two", "loop")),  # the DAG's form says two
         "backfill.one_worker_vs_loop": figure("x", ratio("one", "loop")),
         "backfill.wal_bytes_per_row": figure("B", plain("wal_bytes_per_row")),
-        "backfill.peak_rss_mb": figure("MB", plain("peak_mb"), max),
+        "backfill.peak_rss_mb": figure("MB", [max(plain("peak_mb"))]),
         "limit.backfill_rows_per_s": figure("rows/s", plain("limit")),
         "loop.backfill_rows_per_s": figure("rows/s", plain("loop")),
     }
+
+
+def _figure(unit: str, rows: int, values: list[float]) -> dict[str, Any]:
+    shown = {"value": median(values), "min": min(values), "max": max(values)}
+    return {"unit": unit, "runs": len(values), "rows": rows, **{k: round(v, 3) for k, v in shown.items()}}
 
 
 if __name__ == "__main__":

@@ -68,16 +68,24 @@ class Account:
 class Instance:
     """One process. Everything it is told it answers."""
 
-    def __init__(self, version: Version, ordinal: int, command: list[str], env: Mapping[str, str]) -> None:
-        self.version, self.ordinal = version, ordinal
+    version: Version
+
+    def __init__(self, ordinal: int, command: list[str], env: Mapping[str, str]) -> None:
+        self.ordinal = ordinal
         self.process = subprocess.Popen(
-            [*command, "--version", version.number, "--ordinal", str(ordinal)],
+            [*command, "--ordinal", str(ordinal)],
             env=env,
             cwd=PROJECT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
+        self.expect("up")
+
+    def run(self, version: Version) -> None:
+        """Let it serve as that version; returns when it is connected."""
+        self.version = version
+        self.tell(f"run {version.number}", "ready")
 
     def expect(self, answer: str) -> None:
         """Wait for its answer. Raises SandboxError when it ends instead."""
@@ -132,20 +140,25 @@ class Fleet:
         self._command += ["--connections", str(connections), "--per-second", str(per_second)]
         self._ordinals = itertools.count(1)
         self.running: list[Instance] = []
+        self._spare: list[Instance] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for instance in self.running:
+        for instance in (*self.running, *self._spare):
             instance.end()
         self.running.clear()
+        self._spare.clear()
+
+    def warm(self) -> None:
+        """Start the processes that the next roll-out needs: in production the machines that serve do not do that."""
+        while len(self._spare) < self._instances:
+            self._spare.append(Instance(next(self._ordinals), self._command, self._env))
 
     def start(self, version: Version) -> None:
         """All instances, in that version."""
         self.running += [self._spawn(version) for _ in range(self._instances)]
-        for instance in self.running:
-            instance.expect("ready")
         step = max(1, len(self._generated) // max(1, self._adopted))
         users = dict.fromkeys(self._generated[::step][: self._adopted], GENERATED)
         for which, instance in enumerate(self.running):
@@ -159,7 +172,6 @@ class Fleet:
         for place, old in enumerate(list(self.running)):
             new = self._spawn(version)
             try:
-                new.expect("ready")
                 path = self._handover(old)
                 old.tell(f"drain {path}", "drained")
                 old.process.wait()
@@ -211,7 +223,13 @@ class Fleet:
         return any(is_right(version, self._keys, user, value, found[user]) for value in allowed - {GONE})
 
     def _spawn(self, version: Version) -> Instance:
-        return Instance(version, next(self._ordinals), self._command, self._env)
+        instance = self._spare.pop() if self._spare else Instance(next(self._ordinals), self._command, self._env)
+        try:
+            instance.run(version)
+        except SandboxError:
+            instance.end()
+            raise
+        return instance
 
     def _tell_all(self, line: str) -> None:
         for instance in self.running:

@@ -1,9 +1,10 @@
 """One instance of the application: a process with a few connections, told what to do on its standard input.
 
-    PAYME_APP_CONNINFO=… ENCRYPTION_KEY=… python -m sandbox.payme_app --version 2.5.0 --folder … --ordinal 3
+    PAYME_APP_CONNINFO=… ENCRYPTION_KEY=… python -m sandbox.payme_app --folder … --ordinal 3
 
-It answers each line with one: `adopt <file>` takes users over, `still` returns between two requests and `go` ends
-that, `drain` hands the users over and ends. When its input ends, so does it: it does not outlive who started it.
+It says `up`, then answers each line with one: `run <version>` comes first, `adopt <file>` takes users over, `still`
+returns between two requests and `go` ends that, `drain` hands the users over and ends. When its input ends, so does
+it: it does not outlive who started it.
 """
 
 import argparse
@@ -319,9 +320,8 @@ class Worker:
 
 
 def main() -> int:
-    """Serve until told to drain, or the input ends."""
+    """Serve from `run` until told to drain, or the input ends."""
     parser = argparse.ArgumentParser(prog="python -m sandbox.payme_app", description=__doc__)
-    parser.add_argument("--version", required=True, choices=VERSIONS)
     parser.add_argument("--folder", required=True, type=Path)
     parser.add_argument("--ordinal", required=True, type=int, help="which instance of the fleet; gives it its numbers")
     parser.add_argument("--connections", type=int, default=2)
@@ -329,7 +329,11 @@ def main() -> int:
     parser.add_argument("--key-id", default="k1")
     options = parser.parse_args()
     keys = envelope.load_keys(os.environ, key_id=options.key_id, names=PHONE_NUMBER)
-    identity = Identity(os.environ[CONNINFO_VARIABLE], VERSIONS[options.version], keys)
+    _say("up")
+    _, _, version = sys.stdin.readline().strip().partition(" ")
+    if not version:
+        return 0  # it was not needed
+    identity = Identity(os.environ[CONNINFO_VARIABLE], VERSIONS[version], keys)
     first, count = options.ordinal * _NUMBERS, options.connections
     pause = count / options.per_second if options.per_second else 0.0
     workers = [

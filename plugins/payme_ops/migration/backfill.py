@@ -36,6 +36,7 @@ TARGET_SECONDS = 0.030
 # Below the server's deadlock_timeout (1 s), after which it would end the application's transaction or ours.
 _LOCK_TIMEOUT = "50ms"
 _ALONE_TIMEOUT = "10s"  # the session of a killed task ends within that
+_LONGEST_REST_SECONDS = 1.0  # after a batch that had to wait for a lock
 _MOST_PASSES = 6
 _IDS_NAMED = 50
 
@@ -314,21 +315,28 @@ def _write_all(
             seconds = time.monotonic() - began
             size = next_size(size, batch.looked_at, seconds)
             progress.add(batch.looked_at, slowed="autovacuum" if throttle.slow else "")
-            if throttle.slow:
-                time.sleep(seconds)
+            rests = desk.settings.migration.rest_ratio + (1.0 if throttle.slow else 0.0)
+            time.sleep(min(seconds * rests, _LONGEST_REST_SECONDS))
 
 
 def _wait(writer: psycopg.Connection, part: _Range, throttle: Throttle, progress: Progress, say: Report) -> None:
     """Return when nothing and nobody wants the backfill to wait. Raises Aborted."""
     waited = False
     while why := control.waits(writer, part.names) or throttle.waits():
+        _warn(part, throttle, say)
         if not waited:
             say(f"{part} waits: {why}")
         waited = True
         progress.add(0, slowed=why)
         throttle.wait_for_news()
+    _warn(part, throttle, say)
     if waited:
         say(f"{part} goes on")
+
+
+def _warn(part: _Range, throttle: Throttle, say: Report) -> None:
+    if news := throttle.warns():
+        say(f"{part} does not wait for this: {news}")
 
 
 def _read(reader: psycopg.Connection, part: _Range, prepare: _Prepare, after: int, size: int) -> _Batch | None:

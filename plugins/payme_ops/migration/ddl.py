@@ -129,6 +129,7 @@ def build_index(desk: MigrationDesk, index: str, create: sql.Composed, *, report
         if _is_valid(connection, desk, index):
             return False
         _drop_if_there(connection, desk, index, report)
+        connection.execute("SET max_parallel_maintenance_workers = 0")  # one core; the application keeps the others
         try:
             connection.execute(create)
         except psycopg.Error:

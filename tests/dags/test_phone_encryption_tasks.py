@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,12 +14,14 @@ from payme_ops.foundation import approvals, evidence
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import GateClosed, NotApproved, NotFound, SettingsError
 from payme_ops.foundation.evidence import Verdict
+from payme_ops.migration import steps
 from payme_ops.migration.expand import do_expand
 from payme_ops.migration.shape import Stage
 from payme_ops.orchestration import migration
-from payme_ops.orchestration.migration import BACKUP, REQUEST, VERIFIED
+from payme_ops.orchestration.migration import BACKUP, BEFORE, REQUEST, VERIFIED
 from tests.support.installation import Installation, quiet
 from tests.support.phones import Phones
+from tests.support.standins import slack_stand_in
 from tests.support.steps import shape
 
 RUN = "manual__1"
@@ -54,6 +57,8 @@ def context(installation: Installation, phones: Phones, monkeypatch: pytest.Monk
     with installation.site.admin("payme_ops") as admin:
         admin.execute("DELETE FROM ops.evidence WHERE run = %s", [NAME])
         admin.execute("DELETE FROM ops.approvals WHERE run = %s", [NAME])
+        for table in ("alerts", "alert_threads"):
+            admin.execute(f"DELETE FROM ops.{table} WHERE key = 'run_says:phone_encryption'")  # noqa: S608
     return made
 
 
@@ -85,7 +90,10 @@ def test_a_request_that_cannot_be_meant_is_refused(context: dict[str, Any], fiel
 @pytest.mark.usefixtures("context")
 def test_the_checklist_is_red_without_backup_and_rehearsal(phones: Phones) -> None:
     migration.check_request()
-    with pytest.raises(NotFound):  # the task that measures them was marked as success
+    with pytest.raises(NotFound):  # the task that announces it was marked as success
+        migration.checklist()
+    migration.tell()
+    with pytest.raises(NotFound):  # the task that measures them was
         migration.checklist()
     measured = {"checks": [{"item": "rehearsal_green", "is": "fail", "found": "no rehearsal"}]}
     check = evidence.Check(BACKUP, "green", "test", lambda: evidence.failed(measured, "rehearse"))
@@ -93,6 +101,37 @@ def test_the_checklist_is_red_without_backup_and_rehearsal(phones: Phones) -> No
     with pytest.raises(GateClosed, match="no rehearsal"):
         migration.checklist()
     assert shape(phones).stage is Stage.START
+
+
+@pytest.mark.usefixtures("context")
+def test_the_checklist_shows_the_announcement_and_asks_while_slack_has_not_taken_it(
+    installation: Installation, tmp_path: Path
+) -> None:
+    def shown() -> tuple[str, str, str]:
+        migration.checklist()
+        found = evidence.latest(OPS, NAME, BEFORE)
+        [told] = [one for one in found.measured["checks"] if one["item"] == "stakeholders_told"]
+        return told["is"], told["found"], found.remedy
+
+    migration.check_request()
+    check = evidence.Check("backup_fresh", "green", "test", lambda: evidence.passed("fresh"))
+    steps.gate(migration._desk(), BACKUP, [check])
+    with slack_stand_in(tmp_path) as slack:
+        connection = {"conn_type": "slack", "password": "xoxb-test", "extra": {"base_url": f"{slack.url}/api/"}}
+        installation.set_all({"AIRFLOW_CONN_PAYME_SLACK": json.dumps(connection)})
+        slack.fail(503)
+        migration.tell()
+        verdict, found, remedy = shown()
+        assert (verdict, found) == ("inconclusive", "Slack has not taken the announcement")
+        assert "announce the change yourself" in remedy
+        assert slack.messages == []
+        slack.fail(None)
+        migration.tell()
+        migration.tell()
+        [message] = slack.messages
+        verdict, found, remedy = shown()
+    assert (verdict, found) == ("pass", f"message {message['ts']}")
+    assert "announce the change yourself" not in remedy
 
 
 @pytest.mark.usefixtures("context")

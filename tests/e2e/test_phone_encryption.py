@@ -107,6 +107,7 @@ def test_there_and_half_way_back(desk: Desk, approver: airflow.Api) -> None:
     run = desk.api.trigger(DAG, {"rehearsal": False, "reason": "first try", **ALWAYS})
     body = answered(desk, approver, run, "approve_start")
     assert "verified" in body
+    assert "stakeholders" in body
     waits(desk, run, "fleet_writes_both")
     assert "payme-api/2.4.0" in desk.api.log(DAG, run, "fleet_writes_both")
     assert PHONE_NUMBER.ciphertext in columns(desk)

@@ -130,6 +130,16 @@ def waiting(conninfo: str) -> list[str]:
         return [row["key"] for row in session.execute(load("ops/keys_of_unsent_alerts.sql"))]
 
 
+def message(conninfo: str, alert: Alert) -> str | None:
+    """Slack's time stamp of the message of an alert that was raised; None while Slack has not taken it.
+
+    Raises Unavailable, DatabaseError.
+    """
+    with _session(conninfo) as session:
+        found: str | None = _state(session, _scrubbed(alert))["slack_ts"]
+        return found
+
+
 def standing(conninfo: str, prefix: str) -> dict[str, str]:
     """What is not over: keys beginning with `prefix` whose newest alert is not of severity info, with its occurrence.
 

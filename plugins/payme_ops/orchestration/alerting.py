@@ -47,15 +47,17 @@ def alert_failed_run(context: "Context") -> None:
     _log.info("alert %s for %s: %s", alert.key, alert.occurrence, outcome)
 
 
-def inform(context: "Context", what: str, why: str, todo: str, *, good: bool = False) -> None:
+def inform(context: "Context", what: str, why: str, todo: str, *, good: bool = False) -> str | None:
     """Tell the on-call channel something of a run that is no failure (`good`: nobody has to look); one thread a DAG.
 
-    Told once for one run and `what`. Like an alert it is written first, and never stops the task.
+    Told once for one run and `what`. Like an alert it is written first, and never stops the task. Answers Slack's time
+    stamp of the message, None while Slack has not taken it.
     """
-    from payme_ops.foundation.alert import Severity
+    from payme_ops.foundation.alert import Severity, message
 
     severity = Severity.INFO if good else Severity.WARNING
-    _say(context, f"run_says:{_dag_id(context)}", f"{occurrence(context)}/{what}", severity, what, why, todo)
+    told = _say(context, f"run_says:{_dag_id(context)}", f"{occurrence(context)}/{what}", severity, what, why, todo)
+    return _or_none(lambda: message(_ops_database(), told))
 
 
 def begun(context: "Context", state: str, what: str, why: str, todo: str) -> None:
@@ -87,7 +89,9 @@ def _standing(key: str) -> dict[str, str]:
     return _or_none(lambda: standing(_ops_database(), key)) or {}
 
 
-def _say(context: "Context", key: str, occurrence: str, severity: "Severity", what: str, why: str, todo: str) -> None:
+def _say(
+    context: "Context", key: str, occurrence: str, severity: "Severity", what: str, why: str, todo: str
+) -> "Alert":
     from payme_ops.foundation.alert import Alert, raise_alert
     from payme_ops.foundation.settings import AlertSettings
 
@@ -106,6 +110,7 @@ def _say(context: "Context", key: str, occurrence: str, severity: "Severity", wh
     )
     outcome = raise_alert(_or_none(_ops_database), alert, _or_none(_slack))
     _log.info("alert %s for %s: %s", alert.key, alert.occurrence, outcome)
+    return alert
 
 
 def _pages(context: "Context") -> tuple[str, str, str]:

@@ -55,9 +55,10 @@ from payme_ops.orchestration.doors import run_name
 _log = logging.getLogger("payme_ops.migration")
 
 # Items of evidence beside the gates of the steps.
-REQUEST, REHEARSED, BACKUP, BEFORE, VERIFIED, DRIFT, BROWNED_OUT, PURGED = (
+REQUEST, REHEARSED, TOLD, BACKUP, BEFORE, VERIFIED, DRIFT, BROWNED_OUT, PURGED = (
     "migration_request",
     "rehearsal",
+    "announcement",
     "backup_and_rehearsal",
     "before_the_migration",
     "every_row",
@@ -160,15 +161,16 @@ def _measured(gate: Evidence) -> list[Check]:
 
 
 def tell() -> None:
-    """Announce it before it begins."""
+    """Announce it before it begins; whether Slack took it is part of the checklist."""
     context, desk = get_current_context(), _desk()
-    alerting.inform(
+    message = alerting.inform(
         context,
         "Phone numbers are about to be encrypted",
         f"{_asked(desk, 'reason')}. Payments go on as always; each step is announced by its approval.",
         "Nothing; who sees errors of the application tells this channel",
         good=True,
     )
+    _checked(desk, TOLD, [gates.told(message)])
 
 
 def checklist() -> None:
@@ -176,6 +178,7 @@ def checklist() -> None:
     desk, now = _desk(), utc_now()
     window = _time(_asked(desk, "window_from")), _time(_asked(desk, "window_to"))
     checks = [
+        *_measured(evidence.latest(desk.ops, desk.run, TOLD)),
         *_measured(evidence.latest(desk.ops, desk.run, BACKUP)),
         gates.key_usable(desk, os.environ),
         *gates.preflight(desk),

@@ -24,8 +24,8 @@ _TABLE = {
     "base_name_is_free": "no other relation under the name that the table gets for a while",
 }
 _RIGHTS = {
-    "owner_creates_in_schema": "the table's owner may create in its schema",
-    "owner_creates_schema": "the table's owner may create a schema in the database",
+    "owner_creates_in_schema": "the table's owner may create in its schema (include/sql/grants/migrate_role.sql)",
+    "owner_creates_schema": "it may create a schema in the database (include/sql/grants/migrate_role.sql)",
 }
 
 

@@ -25,7 +25,7 @@ from payme_ops.foundation.evidence import Evidence, Finding, Verdict, failed, pa
 from payme_ops.foundation.postgres import connect, speaking
 from payme_ops.foundation.progress import Report
 from payme_ops.migration import backfill, envelope, steps, verify
-from payme_ops.migration.desk import MigrationDesk
+from payme_ops.migration.desk import MigrationDesk, no_table
 from payme_ops.migration.envelope import Keys
 from payme_ops.migration.names import Names
 from payme_ops.migration.steps import BROWN_OUT, END_SHIM, EXPAND, FINISH, RELAX, SWITCH, Step
@@ -40,13 +40,14 @@ def throw_away_keys(names: Names) -> Keys:
     return envelope.load_keys({envelope.KEY_VARIABLE: os.urandom(32).hex()}, key_id="rehearsal", names=names)
 
 
-def open_doors(superuser: str, app_role: str) -> tuple[str, str]:
+def open_doors(superuser: str, names: Names, app_role: str) -> tuple[str, str]:
     """Let the migrate role and the application's into the throw-away database; their conninfos.
 
-    Raises NotFound when the backup has no such role.
+    Raises NotFound when the backup has no such role, or no such table.
     """
     doors = []
     with connect(superuser, application="payme_ops:rehearsal") as admin, speaking("let the roles in"):
+        database = sql.Identifier(admin.info.dbname)
         for role in (MIGRATE_ROLE, app_role):
             if admin.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).rowcount == 0:
                 raise NotFound(
@@ -57,9 +58,16 @@ def open_doors(superuser: str, app_role: str) -> tuple[str, str]:
                 )
             password, name = os.urandom(24).hex(), sql.Identifier(role)
             admin.execute(sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(name, sql.Literal(password)))
-            database = sql.Identifier(admin.info.dbname)
             admin.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database, name))
             doors.append(make_conninfo(superuser, user=role, password=password))
+        # As in production; a backup has no rights on the database itself.
+        owner = admin.execute(
+            "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = to_regclass(%s)",
+            [names.identifiers["relation"].as_string(admin)],
+        ).fetchone()
+        if owner is None:
+            raise no_table(names)
+        admin.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(database, sql.Identifier(owner[0])))
     return doors[0], doors[1]
 
 

@@ -75,7 +75,7 @@ def rehearse() -> None:
         stoppable(),
         restore_test.rehearsal(bucket, manifest, identity, config, name, report=_log.info) as superuser,
     ):
-        target, application = rehearsal.open_doors(superuser, config.migration.app_role)
+        target, application = rehearsal.open_doors(superuser, PHONE_NUMBER, config.migration.app_role)
         desk = MigrationDesk(config, make_conninfo(target), ops, run)
         keys = rehearsal.throw_away_keys(PHONE_NUMBER)
         found = rehearsal.rehearse(desk, keys, application, _log.info)

@@ -156,7 +156,8 @@ def phone_encryption():
         final_look, look_purge = work("final_look", hours=6)(), work("look_before_purge")()
         purge = work("purge_table", hours=6)()
         ask = "Stop all queries on the table while it is written anew?"
-        final_look >> look_purge >> _approval("approve_purge", ask, "before_purge") >> purge
+        confirmed = _approval("confirm_final", "Is the application well without the plaintext?", "final_drift")
+        final_look >> confirmed >> look_purge >> _approval("approve_purge", ask, "before_purge") >> purge
         # Also without a purge, which it then says; not without the drop.
         certificate = _backups("certificate", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)()
         [drop, purge] >> certificate

@@ -45,7 +45,7 @@ def test_before_each_change_there_are_the_approvals_before_it(dag_bag: Any, chan
     if change in ("end_shim", "purge_table"):
         wanted |= {"fleet_final_name"}
     if change == "purge_table":
-        wanted |= {"final_look", "approve_purge"}
+        wanted |= {"final_look", "confirm_final", "approve_purge"}
     assert wanted <= before
 
 

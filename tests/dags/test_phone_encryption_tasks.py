@@ -1,7 +1,7 @@
 """The task bodies of phone_encryption on a real database: what each refuses, and what a click in the UI cannot skip."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from payme_ops.orchestration import migration
 from payme_ops.orchestration.migration import BACKUP, BEFORE, REQUEST, VERIFIED
 from tests.support.installation import Installation, quiet
 from tests.support.phones import Phones
-from tests.support.standins import slack_stand_in
+from tests.support.standins import answering, served, slack_stand_in
 from tests.support.steps import shape
 
 RUN = "manual__1"
@@ -43,10 +43,19 @@ ASKED: dict[str, Any] = {
 
 
 @pytest.fixture
-def context(installation: Installation, phones: Phones, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """As Airflow gives it; there is no Slack and no PayMe API, and the database is the test's own."""
-    for name in ("SLACK", "API"):
-        installation.set_all({f"AIRFLOW_CONN_PAYME_{name}": None})
+def api(installation: Installation, tmp_path: Path) -> Iterator[None]:
+    """A PayMe API that is well and counts no error."""
+    body = {"status": "healthy", "database": "connected", "version": "2.7.0", "database_errors": {}}
+    with served(answering(body), tmp_path) as running:
+        installation.set_all({"AIRFLOW_CONN_PAYME_API": json.dumps({"conn_type": "http", "host": running.url})})
+        yield
+
+
+@pytest.fixture
+def context(installation: Installation, phones: Phones, api: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """As Airflow gives it; there is no Slack, and the database is the test's own."""
+    assert api is None
+    installation.set_all({"AIRFLOW_CONN_PAYME_SLACK": None})
     connection = json.loads(installation.site.world.env["AIRFLOW_CONN_PAYME_DB_MIGRATE"])
     installation.set_all({"AIRFLOW_CONN_PAYME_DB_MIGRATE": json.dumps({**connection, "schema": phones.name})})
     run = SimpleNamespace(dag_id="phone_encryption", run_id=RUN, clear_number=0, triggering_user_name="oncall")

@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime, time, timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from payme_ops.foundation.errors import Unavailable
 from payme_ops.foundation.evidence import Check, Verdict, run_check
-from payme_ops.foundation.payme_api import Health
+from payme_ops.foundation.payme_api import Health, Metrics
 from payme_ops.foundation.record import Record
 from payme_ops.migration import envelope, gates
 from payme_ops.migration.names import Names
@@ -172,6 +173,76 @@ def test_api_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert verdict(gates.api_healthy(away)) is Verdict.INCONCLUSIVE
     monkeypatch.setattr(gates, "API_SECONDS", -1.0)
     assert verdict(gates.api_healthy(lambda: well)) is Verdict.FAIL
+    unknown = run_check(gates.api_healthy(None), actor="test")  # where it is, no connection says
+    assert (unknown.verdict, "response times" in unknown.remedy) == (Verdict.INCONCLUSIVE, True)
+
+
+HERE, THERE = "http://10.0.0.1:3000", "http://10.0.0.2:3000"
+Counts = dict[str, int] | None
+
+
+def told(*counts: Counts, version: str = "2.6.0") -> gates.Told:
+    """What the replicas tell, the first of them HERE."""
+    return {url: Metrics(version, each) for url, each in zip((HERE, THERE), counts, strict=False)}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected", "more"),
+    [
+        (told({}), told({}), Verdict.PASS, []),
+        (told({"42501": 3}, {}), told({"42501": 3}, {}), Verdict.PASS, []),
+        (told({}, {}), told({}, {"42501": 1}), Verdict.FAIL, [(THERE, "42501", 1)]),
+        (told({"42501": 3}), told({"42501": 5, "42703": 1}), Verdict.FAIL, [(HERE, "42501", 2), (HERE, "42703", 1)]),
+        # Started anew: its count fell, or it has another version; all that it tells is new.
+        (told({"42501": 3}), told({"42501": 2}), Verdict.FAIL, [(HERE, "42501", 2)]),
+        (told({"42501": 2, "23505": 9}), told({"42501": 2}), Verdict.FAIL, [(HERE, "42501", 2)]),
+        (told({"42501": 2}), told({"42501": 2}, version="2.7.0"), Verdict.FAIL, [(HERE, "42501", 2)]),
+        (told({"42501": 2}), told({}, version="2.7.0"), Verdict.PASS, []),
+        # Nobody can say what has risen; where somebody can, that counts.
+        (told(None), told({"42501": 7}), Verdict.INCONCLUSIVE, []),
+        (told({}), told(None), Verdict.INCONCLUSIVE, []),
+        (told({}), told({}, {}), Verdict.INCONCLUSIVE, []),
+        (told({}, {}), told({"42501": 1}, None), Verdict.FAIL, [(HERE, "42501", 1)]),
+        ({}, told({}), Verdict.INCONCLUSIVE, []),
+        (told({}), {}, Verdict.INCONCLUSIVE, []),
+    ],
+)
+def test_error_log(before: gates.Told, now: gates.Told, expected: Verdict, more: list[tuple[str, str, int]]) -> None:
+    found = run_check(gates.error_log(lambda: before, lambda: now), actor="test")
+    rows = [{"replica": url, "SQLSTATE": state, "more": rise} for url, state, rise in more]
+    assert (found.verdict, gates.risen(before, now)) == (expected, rows)
+    assert bool(found.remedy) == (expected is not Verdict.PASS)
+    if expected is Verdict.FAIL:
+        assert found.measured == {"risen": rows}
+
+
+@pytest.mark.parametrize(
+    ("states", "of_migration", "extraordinary"),
+    [
+        (("42501", "42601", "42703", "42P01", "22001", "23502", "23514", "0A000", "XX000"), True, True),
+        (("23505", "40001", "40P01", "55P03"), False, False),
+        (("57014", "53300", "08006", "none", "ECONNRESET", "23503", "P0001"), False, True),
+    ],
+)
+def test_which_errors_count(states: tuple[str, ...], of_migration: bool, extraordinary: bool) -> None:
+    for state in states:
+        before, now = told({}), told({state: 1})
+        found = verdict(gates.error_log(partial(dict, before), partial(dict, now)))
+        assert found is (Verdict.FAIL if of_migration else Verdict.PASS), state
+        assert bool(gates.risen(before, now, gates.is_extraordinary)) is extraordinary, state
+
+
+COUNTS = st.dictionaries(st.sampled_from(["42501", "23505", "57014"]), st.integers(0, 4))
+
+
+@given(COUNTS, COUNTS)
+def test_what_has_risen_is_never_more_than_is_told_nor_less_than_the_difference(
+    before: dict[str, int], now: dict[str, int]
+) -> None:
+    found = {row["SQLSTATE"]: row["more"] for row in gates.risen(told(before), told(now))}
+    for state, count in now.items():
+        assert max(0, count - before.get(state, 0)) <= found.get(state, 0) <= count
+    assert found.keys() <= now.keys()
 
 
 # The table.

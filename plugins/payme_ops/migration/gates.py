@@ -16,7 +16,7 @@ from psycopg.rows import dict_row
 from payme_ops.foundation import http
 from payme_ops.foundation.clock import EAT, show
 from payme_ops.foundation.evidence import Check, Finding, Verdict, failed, passed
-from payme_ops.foundation.payme_api import Health
+from payme_ops.foundation.payme_api import Health, Metrics
 from payme_ops.foundation.postgres import speaking
 from payme_ops.foundation.record import Record
 from payme_ops.foundation.sql import SQL_DIR
@@ -242,6 +242,20 @@ def _duplicates(desk: MigrationDesk) -> Finding:
 
 # During: each step.
 
+# What each replica of the application tells, by its URL.
+Told = Mapping[str, Metrics]
+# Statements that fail now and then in any application: a number that is taken, a lost race, a deadlock, a lock not had.
+_ORDINARY = ("23505", "40001", "40P01", "55P03")
+# What a change of the schema does to statements: syntax, names and rights; data; its checks and NULLs; plans that no
+# longer fit; faults of the server. Other classes fail without it, too.
+_OF_MIGRATION = ("42", "22", "23514", "23502", "0A000", "XX")
+_NO_CONNECTION = "not known: there is no connection payme_api"
+_READ_THE_LOG = "read the application's error log (Sentry) since the run began"
+_READ_ERRORS = (
+    "find these in the application's error log (Sentry); when their cause is gone clear check_request alone:"
+    " from then on errors are counted anew"
+)
+
 
 def db_healthy(desk: MigrationDesk) -> Check:
     """Nobody waits for locks, no transaction has been open for long, standbys keep up. Our own sessions apart."""
@@ -270,10 +284,12 @@ def db_healthy(desk: MigrationDesk) -> Check:
     )
 
 
-def api_healthy(ask: Callable[[], Health]) -> Check:
-    """`ask` is payme_api.health of the API that is served by this database."""
+def api_healthy(ask: Callable[[], Health] | None) -> Check:
+    """`ask` is payme_api.health of the API that is served by this database; None: nobody knows where it is."""
 
     def measure() -> Finding:
+        if ask is None:
+            return Finding(Verdict.INCONCLUSIVE, _NO_CONNECTION, "look at the API's response times yourself")
         begun = time.monotonic()
         health = ask()
         seconds = time.monotonic() - begun
@@ -283,3 +299,60 @@ def api_healthy(ask: Callable[[], Health]) -> Check:
         return failed(measured, "read the API's log; pause the migration")
 
     return Check("api_response", f"healthy within {API_SECONDS:.0f} s", "/health of the PayMe API", measure)
+
+
+def error_log(before: Callable[[], Told], now: Callable[[], Told]) -> Check:
+    """Errors of the application's statements since the run began. No answer at all: nobody knows where it is."""
+
+    def measure() -> Finding:
+        base, told = before(), now()
+        measured: dict[str, Any] = {"risen": risen(base, told), "replicas": len(told)}
+        if wrong := risen(base, told, is_of_migration):
+            return failed({"risen": wrong}, _READ_ERRORS)
+        if not told:
+            return Finding(Verdict.INCONCLUSIVE, _NO_CONNECTION, _READ_THE_LOG)
+        if unknown := silent(base, told):
+            return Finding(Verdict.INCONCLUSIVE, {**measured, "not told by": unknown}, _READ_THE_LOG)
+        return passed(measured)
+
+    threshold = f"since the run began none of {', '.join(_OF_MIGRATION)}…"
+    return Check("error_log", threshold, "/metrics of each replica of the application", measure)
+
+
+def risen(before: Told, now: Told, counts: Callable[[str], bool] = bool) -> list[dict[str, Any]]:
+    """By how much the count of each SQLSTATE for which `counts` has risen, where both were told."""
+    return [
+        {"replica": url, "SQLSTATE": state, "more": more}
+        for url, told in now.items()
+        if url in before
+        for state, more in sorted(_more(before[url], told).items())
+        if counts(state)
+    ]
+
+
+def _more(before: Metrics, now: Metrics) -> dict[str, int]:
+    base, counts = before.database_errors, now.database_errors
+    if base is None or counts is None:
+        return {}
+    if now.version != before.version or any(counts.get(state, 0) < count for state, count in base.items()):
+        base = {}  # the process was started anew: all that it tells is new
+    return {state: count - base.get(state, 0) for state, count in counts.items() if count > base.get(state, 0)}
+
+
+def silent(before: Told, now: Told) -> list[str]:
+    """Replicas of which nobody can say what has risen."""
+    return [
+        url
+        for url, told in now.items()
+        if told.database_errors is None or url not in before or before[url].database_errors is None
+    ]
+
+
+def is_of_migration(state: str) -> bool:
+    """Whether a change of the schema makes errors of this SQLSTATE."""
+    return state.startswith(_OF_MIGRATION)
+
+
+def is_extraordinary(state: str) -> bool:
+    """Whether an application that is well has no errors of this SQLSTATE."""
+    return state not in _ORDINARY

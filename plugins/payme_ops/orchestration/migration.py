@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import time as TimeOfDay
 from functools import partial
@@ -23,11 +24,13 @@ from payme_ops.foundation.errors import (
     NotApproved,
     NotFound,
     PaymeOpsError,
+    ServiceRefused,
     SettingsError,
     Unavailable,
     require_reason,
 )
-from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, passed
+from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, failed, passed
+from payme_ops.foundation.payme_api import Metrics, PaymeApi
 from payme_ops.foundation.stop import stoppable
 from payme_ops.migration import (
     backfill,
@@ -46,6 +49,7 @@ from payme_ops.migration import (
 from payme_ops.migration.desk import MigrationDesk
 from payme_ops.migration.dual_write import Moment
 from payme_ops.migration.envelope import Keys
+from payme_ops.migration.gates import Told
 from payme_ops.migration.shape import Stage
 from payme_ops.migration.steps import STEPS
 from payme_ops.orchestration import alerting, connections
@@ -55,15 +59,20 @@ from payme_ops.orchestration.doors import run_name
 _log = logging.getLogger("payme_ops.migration")
 
 # Items of evidence beside the gates of the steps.
-REQUEST, REHEARSED, TOLD, BACKUP, BEFORE, VERIFIED, DRIFT, BROWNED_OUT, PURGED = (
+REQUEST, ERRORS_BEFORE, REHEARSED, TOLD, BACKUP, BEFORE, VERIFIED, DRIFT = (
     "migration_request",
+    "errors_before",
     "rehearsal",
     "announcement",
     "backup_and_rehearsal",
     "before_the_migration",
     "every_row",
     "rows_written_since",
+)
+ERRORS_AT_REVOKE, BROWNED_OUT, FINAL, PURGED = (
+    "errors_before_brown_out",
     "brown_out_watch",
+    "final_drift",
     "purge",
 )
 # Which versions of the application a step waits for.
@@ -79,6 +88,8 @@ _WATCH_EVERY_SECONDS = 2.0
 # What a person is asked when every check has passed.
 _READS = "every row decrypts to its number; decide whether the application may rely on it"
 _DROP = "there is no way back but a backup: see that the release after the next is ready and support stands by, decide"
+_NAMES_PLAINTEXT = "read the application's log: which statement names the plaintext column?"
+_READ_REFUSED = "read the application's errors (Sentry) during the brown-out: is there one with SQLSTATE 42501?"
 _PURGE = "nobody reads or writes the table while it is written anew: tell support how long, then decide"
 
 
@@ -129,6 +140,7 @@ def check_request() -> None:
     for name in ("window_from", "window_to"):
         _time(asked[name])
     _keep(desk, REQUEST, passed(asked), "a reason, four versions in order, a window")
+    _keep_errors(desk, ERRORS_BEFORE, _errors_told(desk))
 
 
 def _form(context: Context, what: str, why: str) -> dict[str, str]:
@@ -202,8 +214,55 @@ def way(*, rehearsal: str, production: list[str]) -> str | list[str]:
 
 
 def _during(desk: MigrationDesk) -> list[Check]:
+    """How database and application are. What cannot be asked for here is a question to a person."""
     api = connections.payme_api()
-    return [gates.db_healthy(desk), *([gates.api_healthy(lambda: payme_api.health(api))] if api else [])]
+    return [
+        gates.db_healthy(desk),
+        gates.api_healthy(partial(payme_api.health, api) if api else None),
+        gates.error_log(partial(_errors_kept, desk, ERRORS_BEFORE), partial(_errors_told, desk)),
+    ]
+
+
+def _replicas(desk: MigrationDesk) -> tuple[str, ...]:
+    """Base URLs of the application: all replicas, or the one that the connection names."""
+    api = connections.payme_api()
+    return desk.settings.migration.replicas or ((api.url,) if api else ())
+
+
+def _errors(url: str) -> Metrics:
+    """The errors of a replica; none told where it does not know the question. Raises Unavailable."""
+    try:
+        return payme_api.metrics(url)
+    except ServiceRefused:
+        return Metrics("", None)
+
+
+def _errors_told(desk: MigrationDesk) -> Told:
+    """The errors of every replica; none told where one does not answer."""
+    told: dict[str, Metrics] = {}
+    for url in _replicas(desk):
+        try:
+            told[url] = _errors(url)
+        except Unavailable:
+            told[url] = Metrics("", None)
+    return told
+
+
+def _keep_errors(desk: MigrationDesk, item: str, told: Told) -> None:
+    """What errors are compared with from here on."""
+    rows = [{"url": url, **asdict(one)} for url, one in told.items()]
+    everything = told and not gates.silent(told, told)
+    ask = "a person reads the application's error log (Sentry) for what is not told here"
+    found = passed(rows) if everything else Finding(Verdict.INCONCLUSIVE, rows, ask)
+    _keep(desk, item, found, "every replica tells its errors of the database")
+
+
+def _errors_kept(desk: MigrationDesk, item: str) -> Told:
+    """The same, read; nothing where nothing was kept."""
+    with suppress(NotFound):
+        rows = evidence.latest(desk.ops, desk.run, item).measured
+        return {row["url"]: Metrics(row["version"], row["database_errors"]) for row in rows}
+    return {}
 
 
 # -- the steps --------------------------------------------------------------------------------------------------
@@ -224,9 +283,8 @@ def take(step: str) -> None:
         require_approval(get_current_context(), gate="approve_reads", evidence_item=VERIFIED)
     _require(desk, STEPS[step].gate, f"confirm_{step}")
     with stoppable():
-        _log.info("%s: %s", step, evidence.plain(steps.take(desk, STEPS[step], _log.info)))
-        if step == "brown_out":
-            _watch(desk)
+        facts = _brown_out(desk) if step == "brown_out" else steps.take(desk, STEPS[step], _log.info)
+        _log.info("%s: %s", step, evidence.plain(facts))
 
 
 def _require(desk: MigrationDesk, item: str, gate: str) -> None:
@@ -345,50 +403,97 @@ def _drift(desk: MigrationDesk) -> Finding:
 # -- switch and drop --------------------------------------------------------------------------------------------
 
 
-def _watch(desk: MigrationDesk) -> None:
-    """Look whether the application is well without its right on the plaintext; give it back when it is not, and when
-    this is stopped.
+def _errors_before_brown_out(desk: MigrationDesk) -> Told:
+    """What the watch compares with. Where the right is gone already, what was kept before it went.
+
+    Raises Unavailable when a replica does not answer; nothing is taken then.
+    """
+    if shape.look(desk).browned_out and (kept := _errors_kept(desk, ERRORS_AT_REVOKE)):
+        return kept
+    told = {url: _errors(url) for url in _replicas(desk)}
+    _keep_errors(desk, ERRORS_AT_REVOKE, told)
+    return told
+
+
+def _brown_out(desk: MigrationDesk) -> dict[str, Any]:
+    """Take the right on the plaintext and watch the application; give it back when the application is not well, and
+    when this is stopped.
 
     Raises GateClosed when the application is not well without it.
     """
-    minutes = float(_asked(desk, "brown_out_minutes"))
-    until, api, finding = time.monotonic() + minutes * 60, connections.payme_api(), None
+    before = _errors_before_brown_out(desk)
     try:
-        while finding is None and time.monotonic() < until:
-            finding = _unwell(api)
-            time.sleep(_WATCH_EVERY_SECONDS)
+        facts = steps.take(desk, STEPS["brown_out"], _log.info)
+        finding = _watch(desk, before)
     except BaseException:
         switch.undo_brown_out(desk, _log.info)
         raise
-    watched = {"minutes": minutes, "watched": "/health" if api else "nothing: there is no connection payme_api"}
-    _keep(desk, BROWNED_OUT, finding or passed(watched), "the application is well without the plaintext")
-    if finding is not None:
+    if finding.verdict is Verdict.FAIL:
         switch.undo_brown_out(desk, _log.info)
+    _keep(desk, BROWNED_OUT, finding, "the application is well without the plaintext")
+    if finding.verdict is Verdict.FAIL:
         raise GateClosed(
             "the application is not well without the plaintext; its right was given back",
-            expected="/health 200 throughout",
+            expected="/health 200 throughout, and no error of the database more than before",
             found=evidence.plain(finding.measured),
             remedy=finding.remedy,
         )
+    return facts
 
 
-def _unwell(api: payme_api.PaymeApi | None) -> Finding | None:
-    if api is None:
-        return None
+def _watch(desk: MigrationDesk, before: Told) -> Finding:
+    """Whether the application is well for the form's minutes, by its health and the errors it counts.
+
+    Answers at the first look at which it is not. What could not be looked at is inconclusive.
+    """
+    minutes = float(_asked(desk, "brown_out_minutes"))
+    until, api, replicas = time.monotonic() + minutes * 60, connections.payme_api(), _replicas(desk)
+    unwatched = dict.fromkeys(what for what, there in (("/health", api), ("/metrics", replicas)) if not there)
+    while True:
+        over = time.monotonic() >= until  # the last look is after the last minute
+        finding, told = _unwell(api, replicas, before)
+        if finding is not None:
+            return finding
+        unwatched |= dict.fromkeys(f"/metrics of {url}" for url in gates.silent(before, told))
+        if over:
+            break
+        before = told
+        time.sleep(_WATCH_EVERY_SECONDS)
+    watched = {"minutes": minutes, "replicas": len(replicas), "not watched": list(unwatched)}
+    return Finding(Verdict.INCONCLUSIVE, watched, _READ_REFUSED) if unwatched else passed(watched)
+
+
+def _unwell(api: PaymeApi | None, replicas: tuple[str, ...], before: Told) -> tuple[Finding | None, Told]:
+    """What is wrong with the application, and what its replicas tell now."""
     try:
-        health = payme_api.health(api)
+        health = payme_api.health(api) if api else None
+        told = {url: _errors(url) for url in replicas}
     except Unavailable as error:
-        return Finding(Verdict.FAIL, {"error": error.what, "found": error.found}, "read the application's log")
-    if health.healthy:
-        return None
-    measured = {"status": health.status, "database": health.database, "version": health.version}
-    return Finding(Verdict.FAIL, measured, "read the application's log: which statement names the plaintext column?")
+        return failed({"error": error.what, "found": error.found}, "read the application's log"), before
+    if health is not None and not health.healthy:
+        measured = {"status": health.status, "database": health.database, "version": health.version}
+        return failed(measured, _NAMES_PLAINTEXT), told
+    if more := gates.risen(before, told, gates.is_extraordinary):
+        return failed({"errors": more}, _NAMES_PLAINTEXT), told
+    return None, told
+
+
+def _brown_out_watched(desk: MigrationDesk) -> Check:
+    """What the watch found that followed the newest brown-out."""
+
+    def measure() -> Finding:
+        watch, begun = (evidence.latest(desk.ops, desk.run, item) for item in (BROWNED_OUT, ERRORS_AT_REVOKE))
+        if watch.ended < begun.ended:
+            return failed("the newest brown-out was not watched to its end", "clear brown_out")
+        return Finding(watch.verdict, watch.measured, watch.remedy)
+
+    return Check("brown_out", "the application was well without the plaintext", "the watch of this run", measure)
 
 
 def look_before_drop() -> None:
     """Everything that a person wants to know before the point of no return."""
     desk = _desk()
-    checks = [*_during(desk), _written_since(desk), *STEPS["switch"].before(desk)]
+    checks = [*_during(desk), _written_since(desk), _brown_out_watched(desk), *STEPS["switch"].before(desk)]
     _checked(desk, STEPS["switch"].gate, checks, ask=_DROP)
 
 
@@ -453,7 +558,7 @@ def verdict() -> None:
             remedy="see which task is red or waits; clear it when its cause is gone, or run phone_encryption_rollback",
         )
     try:
-        evidence.latest(desk.ops, desk.run, "final_drift")
+        _require(desk, FINAL, "confirm_final")
     except NotFound as error:
         raise NotApproved("the last verification is missing", found=error.found, remedy="clear final_look") from None
 
@@ -461,7 +566,7 @@ def verdict() -> None:
 def final_look() -> None:
     """After the switch: what was written since decrypts under its row, and the index matches."""
     desk = _desk()
-    _checked(desk, "final_drift", [*_during(desk), _written_since(desk)])
+    _checked(desk, FINAL, [*_during(desk), _written_since(desk)])
 
 
 # -- the way back -----------------------------------------------------------------------------------------------

@@ -4,9 +4,10 @@ They hold the key of backups and the one that signs; a migration worker holds th
 """
 
 import logging
+from contextlib import suppress
 from datetime import datetime, timedelta
 
-from airflow.sdk import get_current_context
+from airflow.sdk import Context, get_current_context
 from psycopg.conninfo import make_conninfo
 
 from payme_ops import __version__
@@ -18,7 +19,7 @@ from payme_ops.backup.retain import UNDO
 from payme_ops.backup.verification import VARIABLE
 from payme_ops.foundation import evidence, record, settings
 from payme_ops.foundation.clock import show, utc_now
-from payme_ops.foundation.errors import GateClosed, NotFound, PaymeOpsError
+from payme_ops.foundation.errors import GateClosed, NotApproved, NotFound, PaymeOpsError
 from payme_ops.foundation.evidence import Finding, Verdict
 from payme_ops.foundation.record import Record
 from payme_ops.foundation.settings import Settings
@@ -28,9 +29,10 @@ from payme_ops.migration import gates, rehearsal, steps
 from payme_ops.migration.certificate import Copy
 from payme_ops.migration.desk import MigrationDesk
 from payme_ops.migration.names import PHONE_NUMBER
+from payme_ops.orchestration.approval import require_approval
 from payme_ops.orchestration.connections import conninfo
 from payme_ops.orchestration.doors import catalogue, run_name
-from payme_ops.orchestration.migration import BACKUP, PURGED, REHEARSED, REQUEST
+from payme_ops.orchestration.migration import BACKUP, FINAL, PURGED, REHEARSED, REQUEST
 
 _log = logging.getLogger("payme_ops.migration")
 
@@ -175,20 +177,28 @@ def keep_record() -> None:
         _log.info("no record: nothing was done to production")
         return
     started = asked.started
-    ended = {item.item: item.verdict for item in found}.get("final_drift")
     where = catalogue(_S3)
     made = Record(
         kind=KIND,
         subject=f"{PHONE_NUMBER.title} of {config.backup.database}",
         run=run,
         actor=context["dag_run"].triggering_user_name or "the scheduler",
-        verdict="DONE" if ended is Verdict.PASS else "NOT DONE",
+        verdict="DONE" if _is_done(context, ops, run) else "NOT DONE",
         started=started,
         ended=utc_now(),
         facts={**asked.measured, "code": gates.code_digest()},
         evidence=tuple(found),
     )
     _file(where, config, made)
+
+
+def _is_done(context: Context, ops: str, run: str) -> bool:
+    """Whether the last look was green, or a person said so."""
+    with suppress(NotFound, NotApproved):
+        if evidence.latest(ops, run, FINAL).verdict is not Verdict.PASS:
+            require_approval(context, gate="confirm_final", evidence_item=FINAL)
+        return True
+    return False
 
 
 def _file(where: Catalogue, config: Settings, made: Record) -> str:

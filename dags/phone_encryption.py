@@ -6,7 +6,7 @@ from airflow.sdk import Param, TaskGroup, TriggerRule, dag, task
 
 from payme_ops.orchestration.approval import ApprovalGate
 from payme_ops.orchestration.defaults import Area, Risk, dag_options
-from payme_ops.orchestration.migration_tasks import version, waiting, work
+from payme_ops.orchestration.migration_tasks import version, waiting, waiting_work, work
 
 
 def _time(default, title):
@@ -71,6 +71,12 @@ def _group(name, title):
         "workers": Param(
             2, type="integer", minimum=1, maximum=16, title="Workers", description="Tasks that encrypt at once"
         ),
+        "verify_across_workers": Param(
+            False,
+            type="boolean",
+            title="Verify across workers",
+            description="Off: one task reads with so many processes. On: so many tasks read, on any worker",
+        ),
         "brown_out_minutes": Param(
             60,
             type="number",
@@ -131,9 +137,15 @@ def phone_encryption():
         work("encrypt", hours=6).expand(given=ranges) >> caught_up >> look_finish
 
     with _group("step_4", "4. Verify: every row decrypts"):
-        rewrap, verify = work("rewrap_legacy", hours=6)(), work("verify_all", hours=6)()
+        rewrap, readers = work("rewrap_legacy", hours=6)(), work("plan_reading")()
+        held = work("hold_snapshot", hours=6)()
+        # Beside the task that holds the snapshot, never after it.
+        read = waiting_work("read_snapshot", hours=6).expand(given=readers)
+        # Also when one task reads all and those two are skipped; not when this step was not come to.
+        verify = work("verify_all", hours=6, trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)()
         approve_reads = _approval("approve_reads", "May the application rely on the ciphertexts?", "every_row")
-        rewrap >> verify >> approve_reads
+        rewrap >> readers >> held
+        [readers, held, read] >> verify >> approve_reads
 
     with _group("step_5_switch", "5. Switch reads"):
         reads, confirmed_reads = _fleet("reads_ciphertext", "Does every version that is connected read the ciphertext?")

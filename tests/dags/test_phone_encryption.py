@@ -49,6 +49,17 @@ def test_before_each_change_there_are_the_approvals_before_it(dag_bag: Any, chan
     assert wanted <= before
 
 
+def test_readers_run_beside_who_holds_the_snapshot_and_the_gate_after_both(dag_bag: Any) -> None:
+    dag = dag_bag.dags["phone_encryption"]
+    read, gate = dag.get_task("read_snapshot"), dag.get_task("verify_all")
+    assert dag.params["verify_across_workers"] is False
+    before = read.get_flat_relative_ids(upstream=True)
+    assert {"approve_backfill", "rewrap_legacy", "plan_reading"} <= before
+    assert "hold_snapshot" not in before
+    assert read.partial_kwargs["mode"] == "reschedule"  # no slot while it waits, which the holder may need
+    assert gate.upstream_task_ids == {"plan_reading", "hold_snapshot", "read_snapshot"}
+
+
 def test_a_rehearsal_touches_nothing_of_production(dag_bag: Any) -> None:
     dag = dag_bag.dags["phone_encryption"]
     assert dag.get_task("rehearse").upstream_task_ids == {"way"}

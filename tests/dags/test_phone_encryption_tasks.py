@@ -2,27 +2,29 @@
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import DownstreamTasksSkipped
+from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
 from payme_ops.foundation import approvals, evidence
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import GateClosed, NotApproved, NotFound, SettingsError
 from payme_ops.foundation.evidence import Verdict
-from payme_ops.migration import steps
+from payme_ops.migration import shared, steps
 from payme_ops.migration.expand import do_expand
 from payme_ops.migration.shape import Stage
 from payme_ops.orchestration import migration
 from payme_ops.orchestration.migration import BACKUP, BEFORE, REQUEST, VERIFIED
 from tests.support.installation import Installation, quiet
-from tests.support.phones import Phones
+from tests.support.phones import Phones, encrypted
 from tests.support.standins import answering, served, slack_stand_in
 from tests.support.steps import shape
+from tests.support.waiting import eventually
 
 RUN = "manual__1"
 NAME, OPS = f"phone_encryption/{RUN}", "service=payme_ops_db"
@@ -36,6 +38,7 @@ ASKED: dict[str, Any] = {
     "window_from": "00:00",
     "window_to": "23:59",
     "workers": 2,
+    "verify_across_workers": False,
     "brown_out_minutes": 0,
     "change_url": "",
     "purge_free_bytes": "",
@@ -244,6 +247,36 @@ def test_one_wrong_row_closes_the_gate_and_is_named(phones: Phones) -> None:
     with pytest.raises(GateClosed, match="42 undecryptable"):
         migration.verify_all()
     assert evidence.latest(OPS, NAME, VERIFIED).verdict is Verdict.FAIL
+
+
+@pytest.mark.usefixtures("context")
+def test_when_one_task_reads_all_none_is_planned_and_no_snapshot_held() -> None:
+    migration.check_request()
+    assert migration.plan_reading() == []
+    with pytest.raises(AirflowSkipException):
+        migration.hold_snapshot()
+
+
+def test_across_workers_the_gate_is_about_what_the_readers_found(context: dict[str, Any], phones: Phones) -> None:
+    encrypted(phones)
+    context["params"]["verify_across_workers"] = True
+    migration.check_request()
+    one, other = migration.plan_reading()
+    assert migration.read_snapshot(**one) is False
+    with pytest.raises(NotFound, match="no snapshot"):  # those tasks were marked as success
+        migration.verify_all()
+    with ThreadPoolExecutor(1) as pool:
+        holder = pool.submit(shared.hold, migration._desk(), quiet)
+        eventually(lambda: migration.read_snapshot(**one), "every range to be read")
+        holder.result()
+    migration.hold_snapshot()  # once more, as after a kill: there is nothing left to do
+    assert migration.read_snapshot(**other) is True
+    migration.verify_all()
+    found = evidence.latest(OPS, NAME, VERIFIED)
+    assert (found.verdict, found.measured["rows"], found.measured["faults"]) == (Verdict.INCONCLUSIVE, 2000, {})
+    assert migration.plan_reading() == [one, other]
+    with pytest.raises(NotFound, match="no snapshot"):
+        migration.verify_all()
 
 
 @pytest.mark.parametrize(("user", "says"), [("approver", "Reject by approver"), (None, "Reject by nobody in time")])

@@ -5,8 +5,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +23,13 @@ from payme_ops.foundation.errors import (
     DatabaseUnavailable,
     GateClosed,
     IntegrityError,
+    NotFound,
+    PaymeOpsError,
     Unavailable,
     UnexpectedSchema,
 )
 from payme_ops.foundation.evidence import Verdict, run_check
-from payme_ops.migration import dual_write, envelope, expand, finish, readers, rewrap, switch, verify
+from payme_ops.migration import dual_write, envelope, expand, finish, readers, rewrap, shared, switch, verify
 from payme_ops.migration.envelope import Keys
 from payme_ops.migration.judge import Fault, Kind, judge
 from payme_ops.migration.names import PHONE_NUMBER as NAMES
@@ -111,6 +115,15 @@ PLANTED: tuple[tuple[Plant, Kind], ...] = (
 )
 
 
+def planted(phones: Phones) -> dict[int, dict[str, Any]]:
+    """Plant all of them; what these rows held before."""
+    whole = {}
+    for key, (plant, _) in enumerate(PLANTED, 299):  # over the border of two ranges
+        whole[key] = stored(phones, key)
+        write(phones, key, **plant(key, whole[key], phones.keys))
+    return whole
+
+
 def flipped(text: str) -> str:
     """One letter changed, in the middle."""
     at = len(text) // 2
@@ -121,10 +134,7 @@ def test_wrong_rows_are_red_and_named_whatever_is_wrong_with_them(filled: Phones
     before = verified(filled)
     assert verify.finding(before).verdict is Verdict.PASS
     assert (before.rows, before.with_number, before.kinds, before.faults) == (2000, 2000, {}, [])
-    whole = {}
-    for key, (plant, _) in enumerate(PLANTED, 299):  # over the border of two ranges
-        whole[key] = stored(filled, key)
-        write(filled, key, **plant(key, whole[key], filled.keys))
+    whole = planted(filled)
     found = verified(filled)
     assert found.faults == [Fault(key, kind) for key, (_, kind) in enumerate(PLANTED, 299)]
     assert found.kinds == Counter(kind for _, kind in PLANTED)
@@ -239,16 +249,18 @@ def at_second_answer(monkeypatch: pytest.MonkeyPatch, act: Callable[[Any], None]
     assert calls[0] >= 2
 
 
+def spoil(phones: Phones) -> None:
+    """A thousand rows lose their ciphertext, and the others are gone."""
+    with phones.admin() as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute("UPDATE users SET phone_number_encrypted = NULL")
+        connection.execute("DELETE FROM transactions; DELETE FROM users WHERE id > 1000")
+
+
 def test_what_is_written_meanwhile_is_not_seen(filled: Phones, monkeypatch: pytest.MonkeyPatch) -> None:
     before = verified(filled)
 
-    def spoil(_: Any) -> None:
-        with filled.admin() as connection:
-            connection.execute("SET session_replication_role = replica")
-            connection.execute("UPDATE users SET phone_number_encrypted = NULL")
-            connection.execute("DELETE FROM transactions; DELETE FROM users WHERE id > 1000")
-
-    with at_second_answer(monkeypatch, spoil):
+    with at_second_answer(monkeypatch, lambda _: spoil(filled)):
         found = verified(filled, workers=2)
     assert (found.kinds, found.rows, found.digest) == ({}, 2000, before.digest)
     assert verified(filled).kinds == {Kind.MISSING: 1000}
@@ -281,18 +293,32 @@ with verify.hold_snapshot(desk) as held, readers.reader(desk.target, held.id, ke
 """
 
 
-def test_when_the_verifier_is_killed_its_readers_end(filled: Phones) -> None:
+@contextmanager
+def started(script: str, phones: Phones) -> "Iterator[subprocess.Popen[str]]":
+    """A process that is told the database and the run; killed after the block."""
     with subprocess.Popen(
-        [sys.executable, "-c", _VERIFIER],
+        [sys.executable, "-c", script, phones.desk.run],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(PROJECT / "plugins")},
     ) as process:
         assert process.stdin is not None
-        assert process.stdout is not None
-        print(filled.desk.target, file=process.stdin, flush=True)
-        reader = int(process.stdout.readline())
+        print(phones.desk.target, file=process.stdin, flush=True)
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def test_when_the_verifier_is_killed_its_readers_end(filled: Phones) -> None:
+    with started(_VERIFIER, filled) as process:
+        reader = int(line(process))
         with filled.admin() as connection:
             assert len(sessions(connection)) == 2
             process.kill()
@@ -339,7 +365,7 @@ def test_a_reader_of_another_snapshot_is_refused(filled: Phones) -> None:
         short = replace(part, judged=replace(part.judged, rows=299))
         with pytest.raises(IntegrityError, match="299 rows"):
             verify.combine(first, [(span, short), *read[1:]], seconds=1)
-    with pytest.raises(DatabaseError), readers.joined(filled.desk.target, first.id):
+    with pytest.raises(Unavailable, match=f"{first.id} is gone"), readers.joined(filled.desk.target, first.id):
         pytest.fail("joined a snapshot that is gone")
 
 
@@ -382,6 +408,236 @@ def test_the_evidence_is_whole_after_scrubbing(filled: Phones) -> None:
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", evidence.measured["content"])
     assert re.fullmatch(r"[0-9A-F]+/[0-9A-F]+", evidence.measured["lsn"])
     assert filled.keys.secret.hex() not in repr(evidence)
+
+
+# Across workers.
+
+
+@pytest.fixture
+def sharing(filled: Phones, monkeypatch: pytest.MonkeyPatch) -> Phones:
+    """Nothing is shared yet; whoever holds a snapshot looks often, and soon gives up."""
+    monkeypatch.setattr(shared, "_LOOK_EVERY_SECONDS", 0.02)
+    monkeypatch.setattr(shared, "PATIENCE_SECONDS", 20.0)
+    shared.forget(filled.desk)
+    return filled
+
+
+@contextmanager
+def holding(phones: Phones) -> "Iterator[Future[None]]":
+    """A task that holds a snapshot which can be read."""
+    with ThreadPoolExecutor(1) as pool:
+        task = pool.submit(shared.hold, phones.desk, quiet)
+        eventually(lambda: bool(shared_ids(phones)) or task.done(), "a snapshot")
+        yield task
+
+
+def read(phones: Phones) -> bool:
+    return shared.read(phones.desk, phones.keys, "reader", quiet)
+
+
+def shared_ids(phones: Phones) -> list[str]:
+    with phones.admin() as connection:
+        return [row[0] for row in connection.execute("SELECT id FROM payme_migration.snapshots")]
+
+
+def across(
+    phones: Phones, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None] = lambda: None
+) -> tuple[Verified, list[str]]:
+    """What two readers find, who both have a range before either reads one, and what all three tasks said."""
+    said: list[str] = []
+    both, asked, begun = threading.Barrier(2, action=meanwhile, timeout=20), readers.read_range, threading.local()
+
+    def read_range(*given: Any) -> readers.Part:
+        if not hasattr(begun, "once"):
+            begun.once = both.wait()
+        return asked(*given)
+
+    def task() -> None:
+        eventually(lambda: shared.read(phones.desk, phones.keys, "reader", said.append), "every range to be read")
+
+    with monkeypatch.context() as patched, ThreadPoolExecutor(3) as pool:
+        patched.setattr(readers, "read_range", read_range)
+        for each in [pool.submit(shared.hold, phones.desk, said.append), pool.submit(task), pool.submit(task)]:
+            each.result()
+    return shared.result(phones.desk), said
+
+
+def content(found: Verified) -> tuple[Any, ...]:
+    """All but which snapshot it was, and how long it took."""
+    return found.rows, found.with_number, found.digest, found.kinds, found.faults
+
+
+def test_readers_on_several_workers_find_what_one_task_finds(sharing: Phones, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted(sharing)
+    alone = verified(sharing)
+    found, said = across(sharing, monkeypatch)
+    assert content(found) == content(alone)
+    assert found.kinds == Counter(kind for _, kind in PLANTED)
+    assert found.snapshot != alone.snapshot
+    assert found.seconds > 0
+    assert verify.drift(sharing.desk, sharing.keys, found.point).rows == 0
+    with sharing.admin() as connection:
+        connection.execute("CREATE TABLE kept AS TABLE payme_migration.spans")
+        rows = connection.execute("SELECT kept::text FROM kept").fetchall()
+    assert len(rows) == 7
+    assert_silent(found, said, rows)
+
+
+def test_readers_see_the_rows_as_they_were_when_the_snapshot_was_exported(
+    sharing: Phones, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = verified(sharing)
+    found, _ = across(sharing, monkeypatch, lambda: spoil(sharing))
+    assert content(found) == content(before)
+    assert verified(sharing).kinds == {Kind.MISSING: 1000}
+
+
+_WRONG = (
+    """UPDATE spans SET part = jsonb_set(part, '{snapshot}', '"00000003-0000001B-1"') WHERE low = 300""",
+    "UPDATE spans SET part = jsonb_set(part, '{judged,rows}', '299') WHERE low = 300",
+    "UPDATE spans SET part = (SELECT part FROM kept WHERE low = 600) WHERE low = 300",
+    "DELETE FROM spans WHERE low = 300",
+    "DELETE FROM spans WHERE low = (SELECT max(low) FROM spans)",
+)
+
+
+def test_what_is_not_of_the_one_snapshot_is_refused(sharing: Phones, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = across(sharing, monkeypatch)
+    with sharing.admin() as connection:
+        connection.execute("SET search_path = payme_migration")
+        connection.execute("CREATE TABLE kept AS TABLE spans")
+        for wrong in _WRONG:
+            assert connection.execute(wrong.encode()).rowcount == 1
+            with pytest.raises(IntegrityError, match="did not see"):
+                shared.result(sharing.desk)
+            connection.execute("TRUNCATE spans; INSERT INTO spans TABLE kept")
+            assert shared.result(sharing.desk) == found
+        connection.execute("UPDATE spans SET part = NULL WHERE low = 300")
+    with pytest.raises(NotFound, match="1 ranges without"):
+        shared.result(sharing.desk)
+    with pytest.raises(Unavailable, match=f"{found.snapshot} is gone"):
+        read(sharing)
+    other = replace(sharing.desk, run="test/another")
+    assert shared.read(other, sharing.keys, "reader", quiet) is False
+    with pytest.raises(NotFound, match="no snapshot"):
+        shared.result(other)
+
+
+_READER = """
+import sys, time
+from payme_ops.foundation import settings
+from payme_ops.migration import envelope, readers, shared
+from payme_ops.migration.desk import MigrationDesk
+
+def stay(*_):
+    print("in a range", flush=True)
+    time.sleep(60)
+
+readers.read_range = stay
+desk = MigrationDesk(settings.load(), sys.stdin.readline().strip(), "", sys.argv[1])
+shared.read(desk, envelope.derive(bytes(32), key_id="k1", names=desk.names), "reader", print)
+"""
+
+
+def test_the_range_of_a_killed_reader_is_read_by_another(sharing: Phones) -> None:
+    before = verified(sharing)
+    with holding(sharing) as holder, started(_READER, sharing) as process:
+        assert line(process) == "in a range\n"
+        assert read(sharing) is False  # all the others
+        assert not holder.done()
+        process.kill()
+        eventually(lambda: read(sharing), "the last range to be read")
+        holder.result()
+    assert content(shared.result(sharing.desk)) == content(before)
+
+
+_HOLDER = """
+import sys
+from payme_ops.foundation import settings
+from payme_ops.migration import shared, verify
+from payme_ops.migration.desk import MigrationDesk
+
+verify.RANGE_ROWS = 300
+desk = MigrationDesk(settings.load(), sys.stdin.readline().strip(), "", sys.argv[1])
+shared.hold(desk, lambda line: print(line, flush=True))
+"""
+
+
+def test_without_its_holder_readers_say_so_and_the_next_one_begins_anew(
+    sharing: Phones, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, calls = readers.read_range, [0]
+    with started(_HOLDER, sharing) as process, sharing.admin() as connection:
+        assert "is held" in line(process)
+
+        def read_range(*given: Any) -> readers.Part:
+            calls[0] += 1
+            if calls[0] == 2:
+                process.kill()
+                eventually(lambda: len(sessions(connection)) == 2, "both sessions of the holder to end")
+            return asked(*given)
+
+        [old] = shared_ids(sharing)
+        with monkeypatch.context() as patched:
+            patched.setattr(readers, "read_range", read_range)
+            with pytest.raises(Unavailable, match=f"{old} is gone.*hold_snapshot"):
+                read(sharing)
+        with pytest.raises(Unavailable, match="is gone"):
+            read(sharing)
+    with pytest.raises(NotFound, match="5 ranges without"):
+        shared.result(sharing.desk)
+    with holding(sharing) as holder:
+        eventually(lambda: shared_ids(sharing) != [old], "another snapshot")
+        assert read(sharing) is True
+        holder.result()
+    found = shared.result(sharing.desk)
+    assert content(found) == content(verified(sharing))
+    assert shared_ids(sharing) == [found.snapshot]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_holder_that_lost_a_session_ends_and_its_snapshot_with_it(sharing: Phones, which: int) -> None:
+    with sharing.admin() as connection, holding(sharing) as holder:
+        ours = sessions(connection)
+        assert len(ours) == 2
+        connection.execute("SELECT pg_terminate_backend(%s)", [ours[which]])
+        with pytest.raises(DatabaseUnavailable):
+            holder.result()
+        eventually(lambda: not sessions(connection), "both sessions to end")
+    with pytest.raises(Unavailable, match="is gone"):
+        read(sharing)
+
+
+def test_a_holder_that_nobody_reads_gives_up(sharing: Phones, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(sharing) is False
+    monkeypatch.setattr(shared, "PATIENCE_SECONDS", 0.1)
+    with pytest.raises(PaymeOpsError, match=r"nobody reads .* none after 0 rows; 7 ranges .* read_snapshot"):
+        shared.hold(sharing.desk, quiet)
+    with pytest.raises(Unavailable, match="is gone"):
+        read(sharing)
+
+
+def test_a_holder_whose_run_began_anew_ends(sharing: Phones) -> None:
+    with holding(sharing) as holder:
+        shared.forget(sharing.desk)
+        with pytest.raises(PaymeOpsError, match="not this run's any more"):
+            holder.result()
+
+
+def test_a_holder_that_runs_again_when_all_is_read_does_nothing(
+    sharing: Phones, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, _ = across(sharing, monkeypatch)
+    shared.hold(sharing.desk, quiet)
+    assert read(sharing) is True
+    assert shared.result(sharing.desk) == found
+
+
+def test_an_empty_table_is_read_at_once(sharing: Phones) -> None:
+    with sharing.admin() as connection:
+        connection.execute("TRUNCATE users CASCADE")
+    shared.hold(sharing.desk, quiet)
+    assert verify.finding(shared.result(sharing.desk)).verdict is Verdict.INCONCLUSIVE
 
 
 # Drift.

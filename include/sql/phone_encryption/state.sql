@@ -53,3 +53,28 @@ CREATE TABLE IF NOT EXISTS {state}.dropped (
     file bigint NOT NULL,
     at timestamptz NOT NULL DEFAULT now()
 );
+
+-- The snapshot that a verification across workers holds, with what its readers and the gate need of it.
+CREATE TABLE IF NOT EXISTS {state}.snapshots (
+    subject text PRIMARY KEY,                    -- one at a time
+    run text NOT NULL,                           -- only its tasks read it
+    id text NOT NULL,                            -- as pg_export_snapshot() gave it
+    point text NOT NULL,                         -- the transactions it sees
+    lsn text NOT NULL,
+    last bigint NOT NULL,                        -- its highest key
+    rows_estimated bigint NOT NULL,
+    layout jsonb NOT NULL,                       -- where the columns stand
+    began_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- Its ranges of keys, and what was found in each: counts, a keyed digest, ids; never a number.
+CREATE TABLE IF NOT EXISTS {state}.spans (
+    subject text NOT NULL REFERENCES {state}.snapshots ON DELETE CASCADE,
+    snapshot text NOT NULL,
+    low bigint NOT NULL,                         -- exclusive
+    high bigint NOT NULL,                        -- inclusive
+    rows bigint NOT NULL,
+    part jsonb,
+    answered_at timestamptz,
+    PRIMARY KEY (subject, low)
+);

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from psycopg import sql
+from psycopg import errors, sql
 from psycopg.types.string import ByteaBinaryLoader
 
 from payme_ops.foundation.errors import DatabaseError, DatabaseUnavailable, PaymeOpsError, Unavailable
@@ -32,6 +32,7 @@ NAMED = 50  # faults that are named; all are counted
 _PLUGINS = Path(__file__).resolve().parents[2]
 _AT_ONCE = 4096  # rows in memory
 _NO_NUMBER = b"\xff"  # in no UTF-8, so unlike any number
+_NO_SNAPSHOT = (errors.InvalidParameterValue, errors.UndefinedObject, errors.ObjectNotInPrerequisiteState)
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,30 @@ class Part:
 
 
 @contextmanager
+def patient(conninfo: str) -> Iterator[psycopg.Connection]:
+    """A session for transactions of any length. They end about a minute after the machine of their task is gone."""
+    with connect(conninfo, application="payme_ops:migration:verify") as connection:
+        with speaking("set up a session of the verification"):
+            for setting in (
+                "statement_timeout = 0",
+                "idle_in_transaction_session_timeout = 0",
+                "tcp_keepalives_idle = 30",
+                "tcp_keepalives_interval = 10",
+                "tcp_keepalives_count = 3",
+            ):
+                connection.execute(f"SET {setting}")
+        yield connection
+
+
+@contextmanager
 def reading(conninfo: str) -> Iterator[psycopg.Connection]:
     """A session for transactions that only read, all of them under one snapshot each and without a time limit.
 
     Rows that a policy hides are an error. Text is given as UTF-8.
     """
-    with connect(conninfo, application="payme_ops:migration:verify") as connection:
+    with patient(conninfo) as connection:
         with speaking("set up a session that reads"):
-            for setting in ("statement_timeout = 0", "idle_in_transaction_session_timeout = 0", "row_security = off"):
-                connection.execute(f"SET {setting}")
+            connection.execute("SET row_security = off")
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         connection.adapters.register_loader("text", ByteaBinaryLoader)
@@ -101,9 +117,24 @@ def reading(conninfo: str) -> Iterator[psycopg.Connection]:
 
 @contextmanager
 def joined(conninfo: str, snapshot: str) -> Iterator[Session]:
-    """A session under a snapshot that another session exported and still holds. Raises DatabaseError."""
-    with reading(conninfo) as connection, speaking("join the exported snapshot"), connection.transaction():
-        connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+    """A session under a snapshot that another session exported and still holds. Raises Unavailable when it is gone."""
+    with reading(conninfo) as connection, under(connection, snapshot) as session:
+        yield session
+
+
+@contextmanager
+def under(connection: psycopg.Connection, snapshot: str) -> Iterator[Session]:
+    """A transaction of a session that is `reading`, under that snapshot. Raises Unavailable when it is gone."""
+    with speaking("join the exported snapshot"), connection.transaction():
+        try:
+            connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+        except _NO_SNAPSHOT:
+            raise Unavailable(
+                f"the snapshot {snapshot} is gone",
+                expected="the task that exported it to hold it until every row is read",
+                found="none that holds it: that task was stopped, or lost its connection",
+                remedy="verify again; across workers clear plan_reading with hold_snapshot and read_snapshot",
+            ) from None
         yield Session(connection, snapshot)
 
 
@@ -175,10 +206,14 @@ def reader(conninfo: str, snapshot: str, keys: Keys, names: Names, layout: Layou
 
 def ask(process: "subprocess.Popen[str]", low: int, high: int) -> Part:
     """Have a reader read a range. Raises Unavailable when it is gone, and what it could not do."""
-    said = _exchange(process, [low, high])
-    judged = said.pop("judged")
-    faults = [Fault(fault["id"], Kind(fault["kind"])) for fault in judged.pop("faults")]
-    return Part(**said, judged=Judged(**judged, faults=faults))
+    return part_of(_exchange(process, [low, high]))
+
+
+def part_of(said: dict[str, Any]) -> Part:
+    """The Part that `asdict` and JSON made that of."""
+    judged = said["judged"]
+    faults = [Fault(fault["id"], Kind(fault["kind"])) for fault in judged["faults"]]
+    return Part(**{**said, "judged": Judged(**{**judged, "faults": faults})})
 
 
 def _exchange(process: "subprocess.Popen[str]", message: object) -> dict[str, Any]:

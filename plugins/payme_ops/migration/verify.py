@@ -1,7 +1,8 @@
 """Every row decrypted under its own associated data and compared, all of them as one snapshot shows them.
 
-Whoever verifies holds the exported snapshot and hands out ranges of keys; readers (readers.py) join it. Ranges are cut
-by counting rows, so that equal tables give equal digests, however many readers there were.
+Whoever verifies holds the exported snapshot and hands out ranges of keys; readers (readers.py) join it, as processes of
+this one or on other workers (shared.py). Ranges are cut by counting rows, so that equal tables give equal digests,
+however many readers there were.
 """
 
 import hashlib
@@ -50,16 +51,23 @@ _REMEDIES = {
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """An exported snapshot that is held, what it sees and where it stands in the WAL."""
+class Seen:
+    """An exported snapshot by its id: what it sees, up to which key, and where it stands in the WAL."""
 
-    connection: psycopg.Connection
-    names: Names
     layout: Layout
     id: str
     point: str
     lsn: str
+    last: int
     rows_estimated: int
+
+
+@dataclass(frozen=True)
+class Snapshot(Seen):
+    """One that is held, and the session that holds it."""
+
+    connection: psycopg.Connection
+    names: Names
 
 
 @dataclass(frozen=True)
@@ -120,9 +128,11 @@ def hold_snapshot(desk: MigrationDesk) -> Iterator[Snapshot]:
     """An exported snapshot for the block. Raises UnexpectedSchema when there are no ciphertexts."""
     with reading(desk.target) as connection, speaking("hold a snapshot"), connection.transaction():
         layout = find_layout(connection, desk.names)
-        source = layout.parts(desk.names)["source"].as_string(connection)
-        [row] = connection.execute(statement(desk.names, "4_export_snapshot.sql"), {"source": source}).fetchall()
-        yield Snapshot(connection, desk.names, layout, *row)
+        parts = layout.parts(desk.names)
+        source = parts["source"].as_string(connection)
+        query = statement(desk.names, "4_export_snapshot.sql", **parts)
+        [row] = connection.execute(query, {"source": source, "lowest": _LOWEST}).fetchall()
+        yield Snapshot(**vars(Seen(layout, *row)), connection=connection, names=desk.names)
 
 
 def find_layout(connection: psycopg.Connection, names: Names) -> Layout:
@@ -140,8 +150,9 @@ def find_layout(connection: psycopg.Connection, names: Names) -> Layout:
     return Layout(base=found.shim, renamed=found.switched, plaintext=found.has_plaintext, compare=compare)
 
 
-def spans(held: Snapshot, low: int = _LOWEST) -> Generator[Span, None, None]:
-    """All rows of the snapshot above a key in ranges of RANGE_ROWS, cut the same way each time."""
+def spans(held: Snapshot) -> Generator[Span, None, None]:
+    """All rows of the snapshot in ranges of RANGE_ROWS, cut the same way each time."""
+    low = _LOWEST
     query = statement(held.names, "4_next_range.sql", **held.layout.parts(held.names))
     while True:
         with speaking("find the next range of rows"):
@@ -186,7 +197,7 @@ def _next(ranges: Generator[Span, None, None], lock: threading.Lock) -> Span | N
         return next(ranges, None)
 
 
-def combine(held: Snapshot, read: Sequence[tuple[Span, Part]], *, seconds: float) -> Verified:
+def combine(seen: Seen, read: Sequence[tuple[Span, Part]], *, seconds: float) -> Verified:
     """One answer from those of all readers, in the order of the ranges.
 
     Raises IntegrityError for one that saw another snapshot, another range, or not as many rows as are in it, and when
@@ -195,22 +206,22 @@ def combine(held: Snapshot, read: Sequence[tuple[Span, Part]], *, seconds: float
     kinds: Counter[str] = Counter()
     digest, low = hashlib.sha256(), _LOWEST
     for span, part in read:
-        if (part.snapshot, part.low, part.high, part.judged.rows) != (held.id, *span) or span.low != low:
+        if (part.snapshot, part.low, part.high, part.judged.rows) != (seen.id, *span) or span.low != low:
             raise _not_seen(
-                f"snapshot {held.id}, keys over {low} to {span.high}, {span.rows} rows",
+                f"snapshot {seen.id}, keys over {low} to {span.high}, {span.rows} rows",
                 f"snapshot {part.snapshot}, keys over {part.low} to {part.high}, {part.judged.rows} rows",
             )
         low = span.high
         kinds.update(part.judged.kinds)
         digest.update(bytes.fromhex(part.judged.digest))
-    if left := next(spans(held, low), None):
-        raise _not_seen(f"all rows, {left.rows} and more of them over key {low}", "none of those")
+    if low != seen.last:
+        raise _not_seen(f"all rows, up to key {seen.last}", f"none over key {low}")
     return Verified(
         rows=sum(part.judged.rows for _, part in read),
         with_number=sum(part.judged.with_number for _, part in read),
-        snapshot=held.id,
-        point=held.point,
-        lsn=held.lsn,
+        snapshot=seen.id,
+        point=seen.point,
+        lsn=seen.lsn,
         digest=digest.hexdigest(),
         kinds=dict(kinds),
         faults=[fault for _, part in read for fault in part.judged.faults][:NAMED],

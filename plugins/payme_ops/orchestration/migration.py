@@ -42,6 +42,7 @@ from payme_ops.migration import (
     purge,
     rewrap,
     shape,
+    shared,
     steps,
     switch,
     verify,
@@ -368,11 +369,44 @@ def rewrap_legacy() -> None:
         _log.info("%s", rewrap.rewrap(desk, _keys(desk), None, _log.info))
 
 
+def _across_workers(desk: MigrationDesk) -> bool:
+    return _asked(desk, "verify_across_workers") == "True"
+
+
+def plan_reading() -> list[dict[str, int]]:
+    """A reader for each of the form's workers, and nothing read yet; none when one task reads all."""
+    desk = _desk()
+    if not _across_workers(desk):
+        return []
+    shared.forget(desk)
+    return [{"reader": number} for number in range(1, int(_asked(desk, "workers")) + 1)]
+
+
+def hold_snapshot() -> None:
+    """The snapshot that readers on any worker share, until they have read all of it."""
+    desk = _desk()
+    if not _across_workers(desk):
+        raise AirflowSkipException("one task holds the snapshot and reads it: verify_all")
+    with stoppable():
+        shared.hold(desk, _log.info)
+
+
+def read_snapshot(reader: int) -> bool:
+    """Ranges of the snapshot that is held, on this worker: a sensor's poke. False while there is none, and while others
+    have not done reading: a killed one's range is then taken."""
+    desk = _desk()
+    with stoppable():
+        return shared.read(desk, _keys(desk), f"reader {reader}", _log.info)
+
+
 def verify_all() -> None:
     """Every row in one snapshot; the approval is bound to what was found."""
     desk = _desk()
-    with stoppable():
-        found = verify.verify(desk, _keys(desk), workers=int(_asked(desk, "workers")), report=_log.info)
+    if _across_workers(desk):
+        found = shared.result(desk)
+    else:
+        with stoppable():
+            found = verify.verify(desk, _keys(desk), workers=int(_asked(desk, "workers")), report=_log.info)
     finding = verify.finding(found)
     shown = {**finding.measured, "point": found.point, "rows a second": found.rows_per_second}
     verdict = Verdict.INCONCLUSIVE if finding.verdict is Verdict.PASS else finding.verdict

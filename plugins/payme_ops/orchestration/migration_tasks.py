@@ -33,19 +33,37 @@ def work(
 
 def waiting(task_id: str, function: str, *, trigger_rule: TriggerRule = TriggerRule.ALL_SUCCESS, **fixed: Any) -> Any:
     """A task that holds no worker while the function says False; it looks every half minute."""
+    return _sensor(task_id, function, timeout=_PATIENCE, trigger_rule=trigger_rule, **fixed)()
 
+
+def waiting_work(task_id: str, *, hours: float) -> Any:
+    """The same for tasks that work once they need not wait, for `expand`: so many hours with the waiting."""
+    limit = timedelta(hours=hours)
+    return _sensor(task_id, task_id, timeout=limit, limit=limit)
+
+
+def _sensor(
+    task_id: str,
+    function: str,
+    *,
+    timeout: timedelta,
+    limit: timedelta = timedelta(minutes=30),
+    trigger_rule: TriggerRule = TriggerRule.ALL_SUCCESS,
+    **fixed: Any,
+) -> Any:
     @task.sensor(
         task_id=task_id,
         queue="migration",
         mode="reschedule",
         poke_interval=30,
-        timeout=_PATIENCE.total_seconds(),
+        timeout=timeout.total_seconds(),
+        execution_timeout=limit,
         trigger_rule=trigger_rule,
     )
-    def wait() -> Any:
-        return _body(function)(**fixed)
+    def wait(given: dict[str, Any] | None = None) -> Any:
+        return _body(function)(**fixed, **(given or {}))
 
-    return wait()
+    return wait
 
 
 def _body(name: str) -> Callable[..., Any]:

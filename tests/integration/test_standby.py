@@ -1,10 +1,6 @@
 """The source may be a read replica: the same content, its state told, and unlogged tables said to be left out."""
 
-import secrets
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -13,50 +9,16 @@ from payme_ops.backup import preflight
 from payme_ops.foundation.evidence import Verdict
 from sandbox import postgres
 from tests.support.installation import Installation
-from tests.support.site import SETTINGS, Site
+from tests.support.site import Site
+from tests.support.standby import streaming
 from tests.support.waiting import eventually
-
-
-def standby_of(site: Site, folder: Path) -> postgres.Cluster:
-    """A streaming replica that runs."""
-    password = secrets.token_urlsafe(12)
-    with site.admin("postgres") as admin:
-        admin.execute(f"CREATE ROLE replicator REPLICATION LOGIN PASSWORD '{password}'")
-    primary = site.cluster.conninfo("postgres", "replicator", password)
-    subprocess.run(
-        [site.cluster.bin_dir / "pg_basebackup", "-D", folder, "-R", "-X", "stream", "-c", "fast", "-d", primary],
-        check=True,
-        cwd="/",
-        **postgres.unprivileged(),
-    )
-    return postgres.start(
-        folder,
-        bin_dir=site.cluster.bin_dir,
-        port=postgres.free_port(),
-        password=site.cluster.password,
-        settings=SETTINGS,
-        log=site.world.root / "standby.log",
-    )
 
 
 @pytest.fixture(scope="module")
 def standby(each_site: Site) -> Iterator[postgres.Cluster]:
-    folder = each_site.cluster.data_dir.with_name("standby")
-    cluster = None
-    try:
-        # The folder above belongs to the server's user only where that is us.
-        folder.mkdir(mode=0o700)
-        if who := postgres.unprivileged():
-            shutil.chown(folder, who["user"], who["group"])
-        cluster = standby_of(each_site, folder)
+    with streaming(each_site) as cluster:
         set_feedback(cluster, "on")
         yield cluster
-    finally:
-        if cluster:
-            postgres.stop(cluster, "immediate")
-        shutil.rmtree(folder, ignore_errors=True)
-        with each_site.admin("postgres") as admin:
-            admin.execute("DROP ROLE IF EXISTS replicator")
 
 
 def set_feedback(standby: postgres.Cluster, value: str) -> None:

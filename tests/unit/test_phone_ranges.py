@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from payme_ops.foundation.settings import MigrationSettings
 from payme_ops.migration.backfill import LARGEST_SIZE, SMALLEST_SIZE, TARGET_SECONDS, next_size, split
-from payme_ops.migration.throttle import Reading, behind, over
+from payme_ops.migration.throttle import Reading, behind, missed, over
 
 KEYS = st.sets(st.integers(-(2**63) + 1, 2**63 - 1) | st.integers(1, 5_000), min_size=1, max_size=200)
 
@@ -93,3 +93,12 @@ def test_a_standby_that_stopped_to_replay_is_further_behind_with_every_reading()
     history = [(0.0, 100.0), (1.0, 200.0), (2.0, 300.0), (9.0, 300.0)]
     assert [behind(history[:count], 100.0) for count in (1, 2, 3, 4)] == [0.0, 0.0, 1.0, 8.0]
     assert behind(history, 300.0) == 0.0
+
+
+def test_what_is_lost_is_told_again_when_twice_as_much_wal_is_kept() -> None:
+    told = [missed([], {"b": count}) for count in (1, 2**24, 2**25 - 1, 2**25)]
+    assert told[0] == "nobody reads slot b, which keeps less than 16.8 MB of WAL"
+    assert told[1] == told[2] == "nobody reads slot b, which keeps at least 16.8 MB of WAL"
+    assert told[3] == "nobody reads slot b, which keeps at least 33.6 MB of WAL"
+    assert missed({"r at ::1"}, {}) == "standby r at ::1 is gone"
+    assert missed(set(), {}) == ""

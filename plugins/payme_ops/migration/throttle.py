@@ -2,13 +2,14 @@
 
 A gauge that is over its limit stops the backfill after its batch; it goes on when all are at most half of theirs, so
 that it does not start and stop all the time. A backup stops it until the backup is done. An autovacuum of the table
-makes it half as fast and never stops it: a stopped backfill would not help it, and it helps the backfill.
+makes it half as fast and never stops it: a stopped backfill would not help it, and it helps the backfill. Nor does a
+standby that is lost, which may never come back; but that it is, and what WAL is kept for it, is said.
 """
 
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -16,8 +17,9 @@ import psycopg
 
 from payme_ops.foundation import lease
 from payme_ops.foundation.clock import show
-from payme_ops.foundation.errors import PaymeOpsError
+from payme_ops.foundation.errors import GateClosed, PaymeOpsError
 from payme_ops.foundation.postgres import speaking
+from payme_ops.foundation.progress import size
 from payme_ops.foundation.settings import MigrationSettings
 from payme_ops.migration.desk import MigrationDesk, session
 from payme_ops.migration.names import statement
@@ -28,6 +30,7 @@ _CANARIES_A_READING = 10  # a reading each second
 _CANARIES_KEPT = 100  # the last ten seconds
 _CANARIES_NEEDED = 20  # fewer say nothing of a percentile
 _READINGS_KEPT = 600  # a lag beyond ten minutes is told as ten minutes
+_SEGMENT = 1 << 24  # WAL is kept in files of this size
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Reading:
     canary_p99_ms: float = 0.0
     autovacuum: bool = False
     backup: str = ""  # who makes one, and since when
+    lost: str = ""  # standbys that are gone, and slots that keep WAL for nobody
 
 
 def over(reading: Reading, limits: MigrationSettings, before: frozenset[str] = frozenset()) -> dict[str, str]:
@@ -63,6 +67,21 @@ def behind(history: Sequence[tuple[float, float]], replayed: float) -> float:
     return history[-1][0] - next((at for at, position in history if position > replayed), history[-1][0])
 
 
+def missed(gone: Iterable[str], kept: Mapping[str, int]) -> str:
+    """Words for standbys that are gone, and for slots that nobody reads, with the bytes of WAL that each keeps."""
+    return ", ".join(
+        [f"standby {name} is gone" for name in sorted(gone)]
+        + [f"nobody reads slot {name}, which keeps {_about(count)} of WAL" for name, count in sorted(kept.items())]
+    )
+
+
+def _about(count: int) -> str:
+    """Bytes of WAL, in words that are others when they have doubled, and not at every reading."""
+    if count < _SEGMENT:
+        return f"less than {size(_SEGMENT)}"
+    return f"at least {size(1 << count.bit_length() - 1)}"
+
+
 @dataclass
 class Meter:
     """Takes readings through one session. What changes with time is kept here."""
@@ -71,13 +90,22 @@ class Meter:
     desk: MigrationDesk
     canaries: deque[float] = field(default_factory=lambda: deque(maxlen=_CANARIES_KEPT))
     history: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_READINGS_KEPT))
+    standbys: set[str] = field(default_factory=set)  # that were seen so far
 
     def read(self) -> Reading:
-        """Raises DatabaseUnavailable, DatabaseError: what cannot be measured must not be taken for little."""
+        """Raises DatabaseUnavailable, DatabaseError, GateClosed: what is not measured must not be taken for little."""
         names = self.desk.names
         with speaking("measure how the database bears the backfill"):
             row = self.connection.execute(statement(names, "3_load.sql"), named(names)).fetchone()
-        lag, replayed, written, waiters, autovacuum = row or (float("nan"), None, float("nan"), 0, False)
+        if not row or not row[0]:
+            raise GateClosed(
+                "how the database bears the backfill is hidden from its role",
+                expected="a role that sees replica lag and others' sessions",
+                found="no pg_read_all_stats",
+                remedy="grant pg_monitor to the migrate role (include/sql/grants/migrate_role.sql), then run it again",
+            )
+        _, lag, replayed, written, waiters, autovacuum, standbys, kept = row
+        self.standbys.update(standbys)
         now = time.monotonic()
         rate = (written - self.history[-1][1]) / (now - self.history[-1][0]) if self.history else 0.0
         self.history.append((now, written))
@@ -91,6 +119,7 @@ class Meter:
             canary_p99_ms=self._p99() * 1000,
             autovacuum=autovacuum,
             backup=f"{holder.holder} since {show(holder.since)}" if holder else "",
+            lost=missed(self.standbys.difference(standbys), kept),
         )
 
     def canary(self, key: int) -> None:
@@ -116,6 +145,7 @@ class Throttle:
         self._low, self._span = low, max(high - low, 1)
         self._news, self._stop = threading.Condition(), threading.Event()
         self._over: dict[str, str] = {}
+        self._told = ""
         self._failure: PaymeOpsError | None = None
         self.take(meter.read())
 
@@ -123,7 +153,7 @@ class Throttle:
         """A new reading."""
         with self._news:
             self._over = over(reading, self._limits, frozenset(self._over))
-            self.backup, self.slow = reading.backup, reading.autovacuum
+            self.backup, self.slow, self.lost = reading.backup, reading.autovacuum, reading.lost
             self._news.notify_all()
 
     def waits(self) -> str:
@@ -133,6 +163,12 @@ class Throttle:
                 raise self._failure
             backup = [f"a backup is made by {self.backup}"] if self.backup else []
             return ", ".join([*backup, *self._over.values()])
+
+    def warns(self) -> str:
+        """What a person should know and the backfill does not wait for; empty when that has been said."""
+        with self._news:
+            before, self._told = self._told, self.lost
+            return self.lost if self.lost != before else ""
 
     def wait_for_news(self) -> None:
         """Return with the next reading, about a second later."""

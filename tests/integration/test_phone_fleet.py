@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
+from threading import Barrier, BrokenBarrierError, Thread
 
 import psycopg
 import pytest
@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from payme_ops.foundation import payme_api
+from payme_ops.foundation import http, payme_api
 from payme_ops.foundation.errors import SettingsError
 from payme_ops.foundation.evidence import Finding, Verdict, passed, run_check
 from payme_ops.migration import fleet
 from payme_ops.migration.desk import MigrationDesk
 from payme_ops.migration.fleet import parse_version
+from sandbox.standin import Answer, Request, Server
 from tests.support.phones import Phones
 from tests.support.standins import answering, payme_api_stand_in, served
 from tests.support.waiting import eventually
@@ -277,6 +278,30 @@ def test_a_replica_that_is_away_or_fails_is_inconclusive_and_named(phones: Phone
             assert second == f"replica {broken.url[7:]}: the PayMe API did not answer GET /metrics (status 500)"
             assert program == "pgbouncer"
             assert "/metrics" in found.remedy
+
+
+def test_replicas_are_asked_at_once_and_not_waited_for_for_ever(
+    phones: Phones, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting = Barrier(2)  # answers only when another one is asked at the same time
+
+    def answer(_request: Request) -> Answer:
+        with suppress(BrokenBarrierError):
+            meeting.wait(10)
+        return Answer(says("2.5.0"))
+
+    def make(port: int, _state: Path) -> Server:
+        return Server(port, answer, lambda _path: False, {})
+
+    with served(make, tmp_path) as one, served(make, tmp_path) as other:
+        assert fleet.measure(knowing(phones, one.url, other.url), "2.5.0").verdict is Verdict.PASS
+        monkeypatch.setattr(http, "READ_SECONDS", 0.2)
+        found = fleet.measure(knowing(phones, one.url), "2.5.0")
+        meeting.abort()
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert list(found.measured["unknown"]) == [
+        f"replica {one.url[7:]}: the PayMe API did not answer GET /metrics (ReadTimeoutError)"
+    ]
 
 
 def test_one_old_replica_blocks_and_is_named(phones: Phones) -> None:

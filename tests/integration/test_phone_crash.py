@@ -1,5 +1,5 @@
-"""The migration is struck before a statement, run again, and comes to what it would have come to. A few statements of
-each step; `make crash-matrix` takes all of them (docs/crash-matrix.md)."""
+"""The migration is struck before or in a statement, run again, and comes to what it would have come to. Here are a few
+statements of each step; `make crash-matrix` takes all of them, before they begin (docs/crash-matrix.md)."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,6 +10,7 @@ from bench import crash_matrix
 from bench.crash_matrix import CASES, STEPS, Ground, Row, Strike, content, difference, strike
 from tests.support import phones as databases
 from tests.support.site import Site
+from tests.support.strikes import Midst, strike_midst
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,44 @@ def test_a_killed_task_recovers(ground: Ground, name: str) -> None:
 def test_it_recovers(ground: Ground, name: str, kind: Strike) -> None:
     for number in (2, 5, 8):
         assert strike(ground, CASES[name], kind, number) == ""
+
+
+_INVALID = "SELECT FROM pg_index WHERE NOT indisvalid"
+_INDEX = "CREATE UNIQUE INDEX users_phone_number_bidx_idx ON users (phone_number_bidx)"
+
+
+@pytest.mark.parametrize("kind", Strike)
+@pytest.mark.parametrize(
+    "midst",
+    [
+        pytest.param(
+            Midst("backfill", "WITH written AS", "SELECT FROM users WHERE id = 500 FOR UPDATE"), id="half of a batch"
+        ),
+        pytest.param(
+            Midst("finish", "INDEX CONCURRENTLY", "LOCK TABLE users IN ROW EXCLUSIVE MODE", leaves=_INVALID),
+            id="an index that waits for a writer",
+        ),
+        pytest.param(
+            Midst(
+                "finish",
+                "INDEX CONCURRENTLY",
+                "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT FROM users",
+                leaves=_INVALID,
+            ),
+            id="an index that waits for a snapshot",
+        ),
+        pytest.param(
+            Midst("finish", "VALIDATE CONSTRAINT", "LOCK TABLE users IN SHARE UPDATE EXCLUSIVE MODE", before=_INDEX),
+            id="a validation",
+        ),
+        pytest.param(
+            Midst("switch", "IN ACCESS EXCLUSIVE MODE", "LOCK TABLE users IN ACCESS SHARE MODE"),
+            id="drop and rename",
+        ),
+    ],
+)
+def test_struck_in_the_middle_of_a_statement_it_recovers(ground: Ground, midst: Midst, kind: Strike) -> None:
+    assert strike_midst(ground, midst, kind) == ""
 
 
 def test_beyond_the_last_statement_nothing_is_struck(ground: Ground) -> None:

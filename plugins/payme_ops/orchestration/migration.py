@@ -516,8 +516,9 @@ def _brown_out_watched(desk: MigrationDesk) -> Check:
     """What the watch found that followed the newest brown-out."""
 
     def measure() -> Finding:
-        watch, begun = (evidence.latest(desk.ops, desk.run, item) for item in (BROWNED_OUT, ERRORS_AT_REVOKE))
-        if watch.ended < begun.ended:
+        watch = evidence.latest(desk.ops, desk.run, BROWNED_OUT)
+        both = [one.item for one in evidence.of_run(desk.ops, desk.run) if one.item in (ERRORS_AT_REVOKE, BROWNED_OUT)]
+        if both[-1] != BROWNED_OUT:
             return failed("the newest brown-out was not watched to its end", "clear brown_out")
         return Finding(watch.verdict, watch.measured, watch.remedy)
 

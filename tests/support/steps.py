@@ -43,14 +43,16 @@ def verdicts(checks: list[Check]) -> dict[str, Verdict]:
 
 
 class Canary:
-    """Reads one user again and again, as the application does; the longest that one read took."""
+    """Reads one user again and again, as the application does, by default at the primary; the longest that one read
+    took."""
 
-    def __init__(self, phones: Phones) -> None:
+    def __init__(self, phones: Phones, conninfo: str = "") -> None:
         self.slowest, self.reads, self.failed = 0.0, 0, list[str]()
-        self._phones, self._stop = phones, threading.Event()
+        self._conninfo = conninfo or phones.conninfo("payme_app")
+        self._stop = threading.Event()
 
     def _run(self) -> None:
-        with self._phones.app() as connection:
+        with psycopg.connect(self._conninfo, autocommit=True) as connection:
             while not self._stop.is_set():
                 began = time.monotonic()
                 try:

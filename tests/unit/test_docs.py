@@ -31,6 +31,7 @@ _CODE = re.compile(r"`([^`\n]+)`")
 _PATH = re.compile(r"[\w.-]+(/[\w.*<>-]+)*/?")
 _MAKE = re.compile(r"(?:^ {4}|`)make ([a-z][a-z-]*)", re.MULTILINE)
 _COMMAND = re.compile(r"-m payme_ops ([^`\n]+)")
+_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(PROJECT)) for page in PAGES])
 
@@ -79,6 +80,19 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_named_paths_exist(page: Path) -> None:
     missing = [path for path in named_paths(page) if not (PROJECT / path).exists()]
     assert missing == []
+
+
+@every_page
+def test_named_tests_exist(page: Path) -> None:
+    named = _TEST.findall(page.read_text())
+    assert [name for path, name in named if f"def {name}(" not in (PROJECT / path).read_text()] == []
+
+
+def test_each_fault_of_the_plain_plan_has_its_test() -> None:
+    text = (PROJECT / "docs" / "plain-plan-faults.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| [^|]+ \| [^|]+ \| ([^|]+) \|$", text, re.MULTILINE)
+    assert [number for number, _ in rows] == [str(number) for number in range(1, 17)]
+    assert all(_TEST.sub("", tests).strip(", ") == "" for _, tests in rows)
 
 
 @every_page

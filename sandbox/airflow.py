@@ -5,6 +5,7 @@ SIGTERM. Everything listens on 127.0.0.1; the log servers, which would listen on
 all processes share one disk.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ ASKED_FOR_SECONDS = 10
 START_SECONDS = 180.0  # about 25 on two idle cores
 _HEALTH = ("metadatabase", "scheduler", "triggerer", "dag_processor")
 _DONE = ("success", "failed", "skipped", "upstream_failed")
+_PAGE = 100  # the API's largest
 # A task goes by its Airflow connections: without these it cannot take the shell's door unnoticed.
 _NOT_FOR_TASKS = (
     "PGSERVICEFILE",
@@ -208,7 +210,13 @@ class Api:
 
     def tasks(self, dag: str, run: str) -> list[dict[str, Any]]:
         """Task instances of a run, in the order in which they started; those that did not are last."""
-        found = self.call("GET", f"/dags/{dag}/dagRuns/{quote(run)}/taskInstances")["task_instances"]
+        found: list[dict[str, Any]] = []
+        for number in itertools.count():
+            where = f"limit={_PAGE}&offset={number * _PAGE}&order_by=id"
+            page = self.call("GET", f"/dags/{dag}/dagRuns/{quote(run)}/taskInstances?{where}")["task_instances"]
+            found += page
+            if len(page) < _PAGE:
+                break
         return sorted(found, key=lambda task: task["start_date"] or "9")
 
     def unfinished(self, dag: str, run: str) -> str | None:

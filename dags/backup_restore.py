@@ -14,13 +14,21 @@ from payme_ops.orchestration.retrieval import ReadableOperator
     params={
         "backup": Param("latest", type="string", title="Backup", description="latest, a time stamp, or a manifest key"),
         "target": Param(
-            "", type="string", maxLength=63, title="Target", description="Database to replace; empty: the one backed up"
+            None,
+            type=["null", "string"],
+            maxLength=63,
+            title="Target",
+            description="Database to replace; empty: the one backed up",
         ),
         "reason": Param(
             None, type=["null", "string"], maxLength=200, title="Reason", description="Required. Why is it replaced?"
         ),
         "version": Param(
-            "", type="string", maxLength=40, title="Version", description="To start afterwards; empty: the one before"
+            None,
+            type=["null", "string"],
+            maxLength=40,
+            title="Version",
+            description="To start afterwards; empty: the one before",
         ),
     },
     **dag_options(

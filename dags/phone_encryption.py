@@ -75,7 +75,7 @@ def _group(name, title):
             False,
             type="boolean",
             title="Verify across workers",
-            description="Off: one task reads with so many processes. On: so many tasks read, on any worker",
+            description="Off: one task reads all, with as many processes. On: as many tasks read, on any worker",
         ),
         "brown_out_minutes": Param(
             60,
@@ -86,11 +86,15 @@ def _group(name, title):
             description="How long the application must be well without the plaintext before it may be dropped",
         ),
         "change_url": Param(
-            "", type="string", maxLength=300, title="Change", description="Address of the change's page; it must answer"
+            None,
+            type=["null", "string"],
+            maxLength=300,
+            title="Change",
+            description="Address of the change's page; if there is one, it must answer",
         ),
         "purge_free_bytes": Param(
-            "",
-            type="string",
+            None,
+            type=["null", "string"],
             pattern=r"^\d*$",
             title="Free bytes",
             description="On the server's disk, for VACUUM FULL at the end, which stops all queries. Empty: no purge",

@@ -66,7 +66,7 @@ _REASON = "tour, step 3"
 _BACKUP_MAX_AGE = timedelta(hours=26)  # as the DAG's checklist has it
 _USERS, _ADOPTED = generate.SIZES["demo"].users, 1_000
 _INSTANCES, _CONNECTIONS, _PER_SECOND = 2, 2, 50.0  # beside Airflow, on a laptop
-_KILL_FROM = 0.45  # of a range; a few more batches are written until it has stopped
+_KILL_FROM = 0.45  # of a range
 _SECONDS, _POLL_SECONDS = 900.0, 1.0
 _S3 = "payme_s3_restore"
 _BACKFILL = "payme_ops:migration:backfill"  # the session that writes
@@ -264,26 +264,22 @@ def _ask(story: _Story, gate: str) -> None:
 
 
 def _kill_halfway(story: _Story) -> None:
-    """Hold the backfill in the middle of a range, kill -9 its task, let it go on: Airflow tries it again."""
+    """Hold the backfill until its tasks are known, and kill -9 them in the middle: Airflow tries them again."""
     world = story.desk.world
     desk = MigrationDesk(
         settings.load(), world.conninfo("payme_db_migrate", "payme"), world.conninfo("payme_ops", "payme_ops"), "tour"
     )
-    control.resume(desk, reason="the tour begins (step 3)")  # makes the table of the backfill's progress, too
+    control.pause(desk, reason="the tour has the backfill wait until it is looked at (step 3)")
     with psycopg.connect(_superuser(story.desk), autocommit=True) as connection:
-        ground.until(partial(_not_halfway, connection), "half of a range", _SECONDS, every_seconds=0.01)
-        control.pause(desk, reason="the tour kills the backfill's task (step 3)")
         try:
-            ground.until(partial(_still_writing, connection), "the pause", _SECONDS)
-            written, total = _written(connection), _count(connection)
+            ground.until(lambda: None if _at_work(story, connection) else "none", "a task that encrypts", _SECONDS)
             killed = [task["pid"] for task in _at_work(story, connection)]
-            if not killed:
-                raise SandboxError("the backfill was over before it could be killed", found=f"{written:,} rows written")
-            for pid in killed:
-                os.kill(pid, signal.SIGKILL)
-            ground.until(lambda: ", ".join(str(pid) for pid in killed if psutil.pid_exists(pid)) or None, "its end", 60)
         finally:
-            control.resume(desk, reason="the tour has killed the backfill's task (step 3)")
+            control.resume(desk, reason="the tour looks at the backfill (step 3)")
+        ground.until(partial(_not_halfway, connection), "half of a range", _SECONDS, every_seconds=0.01)
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        written, total = _written(connection), _count(connection)
     which = " and ".join(map(str, killed))
     story.say(f"   {written:,} of {total:,} rows are written: kill -9 of encrypt, process {which}", "bold red")
 
@@ -295,12 +291,6 @@ def _not_halfway(connection: psycopg.Connection) -> str | None:
     )
     done = (connection.execute(query, [state.subject(PHONE_NUMBER)]).fetchone() or (None,))[0]
     return None if done is not None and done >= _KILL_FROM else f"{done or 0:.0%} of a range"
-
-
-def _still_writing(connection: psycopg.Connection) -> str | None:
-    before = _written(connection)
-    time.sleep(0.5)
-    return None if _written(connection) == before else "the batch under way"
 
 
 def _written(connection: psycopg.Connection) -> int:

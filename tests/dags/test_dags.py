@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from payme_ops.orchestration.approval import ApprovalGate
+
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = sorted((PROJECT / "dags").glob("*.py"))
 
@@ -47,12 +49,14 @@ class TestEveryDag:
             assert task.retry_policy is not None, task.task_id
             assert task.owner != "airflow", task.task_id
 
-    def test_its_form_can_be_sent_as_it_opens(self, dag_bag: Any, dag_id: str) -> None:
-        # To Airflow's page an empty text is a missing one: the button stays grey unless the field may be null.
-        params = dag_bag.dags[dag_id].params
-        for param in map(params.get_param, params):
-            if param.value in (None, ""):
-                assert "null" in param.schema["type"], param.schema["title"]
+    def test_its_forms_can_be_sent_as_they_open(self, dag_bag: Any, dag_id: str) -> None:
+        # To Airflow's page an empty text is a missing one: the buttons stay grey unless the field may be null.
+        dag = dag_bag.dags[dag_id]
+        asked = [task.params for task in dag.tasks if isinstance(task, ApprovalGate)]
+        for params in (dag.params, *asked):
+            for param in map(params.get_param, params):
+                if param.value in (None, ""):
+                    assert "null" in param.schema["type"], param.schema["title"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])

@@ -37,8 +37,8 @@ class ApprovalGate(ApprovalOperator):
     def __init__(self, *, evidence_item: str, subject: str, response_timeout: timedelta, **kwargs: Any) -> None:
         kwargs.pop("params", None)  # the DAG's, which are not asked for here
         reason = Param(
-            "",
-            type="string",
+            None,
+            type=["null", "string"],
             source="task",
             title="Break-glass reason",
             description="Only if you triggered this run and nobody else can be reached: why you decide alone,"

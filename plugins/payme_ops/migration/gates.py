@@ -244,10 +244,9 @@ def _duplicates(desk: MigrationDesk) -> Finding:
 
 # What each replica of the application tells, by its URL.
 Told = Mapping[str, Metrics]
-# Statements that fail now and then in any application: a number that is taken, a lost race, a deadlock, a lock not had.
-_ORDINARY = ("23505", "40001", "40P01", "55P03")
 # What a change of the schema does to statements: syntax, names and rights; data; its checks and NULLs; plans that no
-# longer fit; faults of the server. Other classes fail without it, too.
+# longer fit; faults of the server. Other statements fail without it, too: a number that is taken, a row that is gone, a
+# deadlock, a connection that is cut.
 _OF_MIGRATION = ("42", "22", "23514", "23502", "0A000", "XX")
 _NO_CONNECTION = "not known: there is no connection payme_api"
 _READ_THE_LOG = "read the application's error log (Sentry) since the run began"
@@ -351,8 +350,3 @@ def silent(before: Told, now: Told) -> list[str]:
 def is_of_migration(state: str) -> bool:
     """Whether a change of the schema makes errors of this SQLSTATE."""
     return state.startswith(_OF_MIGRATION)
-
-
-def is_extraordinary(state: str) -> bool:
-    """Whether an application that is well has no errors of this SQLSTATE."""
-    return state not in _ORDINARY

@@ -507,7 +507,7 @@ def _unwell(api: PaymeApi | None, replicas: tuple[str, ...], before: Told) -> tu
     if health is not None and not health.healthy:
         measured = {"status": health.status, "database": health.database, "version": health.version}
         return failed(measured, _NAMES_PLAINTEXT), told
-    if more := gates.risen(before, told, gates.is_extraordinary):
+    if more := gates.risen(before, told, gates.is_of_migration):
         return failed({"errors": more}, _NAMES_PLAINTEXT), told
     return None, told
 

@@ -238,7 +238,7 @@ class MigrationSettings(_Group):
         default=250, ge=1, description="Milliseconds that one read by key may take (p99) before the backfill waits."
     )
     rest_ratio: float = Field(
-        default=3.0,
+        default=9.0,
         ge=0,
         le=100,
         description="Seconds that the backfill rests after each second of writing, for the application; 0: none.",

@@ -140,11 +140,11 @@ def split(low: int, high: int, bounds: list[int], parts: int) -> list[tuple[int,
     return list(pairwise(ends))
 
 
-def next_size(size: int, written: int, seconds: float) -> int:
-    """Rows of the next batch, from the time that the last one took: half of the way to 30 ms, within the limits."""
+def next_size(size: int, written: int, seconds: float, target: float = TARGET_SECONDS) -> int:
+    """Rows of the next batch, from the time that the last one took: half of the way to `target`, within the limits."""
     if written < size:  # the rest of a range says little of a whole batch
         return size
-    ideal = written * TARGET_SECONDS / max(seconds, 0.001)
+    ideal = written * target / max(seconds, 0.001)
     return round(min(max((size + ideal) / 2, size / 2, SMALLEST_SIZE), size * 2, LARGEST_SIZE))
 
 
@@ -304,6 +304,8 @@ def _write_all(
     progress: Progress,
     say: Report,
 ) -> None:
+    rest = desk.settings.migration.rest_ratio
+    target = TARGET_SECONDS / (1 + rest)  # short and often: as many rows, and commits wait for less WAL of ours
     size = FIRST_SIZE
     with ThreadPoolExecutor(1, thread_name_prefix="read ahead") as ahead:
         coming = ahead.submit(read, done_to, size)
@@ -313,10 +315,9 @@ def _write_all(
             began = time.monotonic()
             _write(writer, part, batch, desk.settings.migration.lock_budget_seconds)
             seconds = time.monotonic() - began
-            size = next_size(size, batch.looked_at, seconds)
+            size = next_size(size, batch.looked_at, seconds, target)
             progress.add(batch.looked_at, slowed="autovacuum" if throttle.slow else "")
-            rests = desk.settings.migration.rest_ratio + (1.0 if throttle.slow else 0.0)
-            time.sleep(min(seconds * rests, _LONGEST_REST_SECONDS))
+            time.sleep(min(seconds * (rest + throttle.slow), _LONGEST_REST_SECONDS))
 
 
 def _wait(writer: psycopg.Connection, part: _Range, throttle: Throttle, progress: Progress, say: Report) -> None:

@@ -5,8 +5,11 @@ the call may be made twice.
 """
 
 import json
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
 import urllib3
 
@@ -19,26 +22,46 @@ _pool = urllib3.PoolManager(retries=False)
 
 @dataclass(frozen=True)
 class Answer:
-    """Status and the JSON object of the body; a body that is none is an empty object."""
+    """Status and the JSON object of the body; a body that is none is an empty object, one that is a list `items`.
+
+    Names of `headers` are in lower case; `seconds` is the time from asking to the body's end.
+    """
 
     status: int
     body: dict[str, Any]
+    items: list[Any] = field(default_factory=list)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
-def call(service: str, method: str, url: str, *, authorization: str = "", body: object = None) -> Answer:
+def call(
+    service: str,
+    method: str,
+    url: str,
+    *,
+    authorization: str = "",
+    body: object = None,
+    form: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
     """The service's answer, whatever its status.
 
-    `service` is its name for people. Raises Unavailable when it does not answer in time or answers too much.
+    `service` is its name for people; `body` is sent as JSON, `form` as a form. Raises Unavailable when it does not
+    answer in time or answers too much.
     """
-    headers = {"Accept": "application/json"}
+    sent = {"Accept": "application/json", **(headers or {})}
     if authorization:
-        headers["Authorization"] = authorization
+        sent["Authorization"] = authorization
+    if form is not None:
+        sent["Content-Type"] = "application/x-www-form-urlencoded"
+    begun = time.monotonic()
     try:
         answer = _pool.request(
             method,
             url,
             json=body,
-            headers=headers,
+            body=None if form is None else urlencode(form),
+            headers=sent,
             redirect=False,
             preload_content=False,
             timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
@@ -54,14 +77,35 @@ def call(service: str, method: str, url: str, *, authorization: str = "", body: 
         found = json.loads(data)
     except ValueError:
         found = None
-    return Answer(answer.status, found if isinstance(found, dict) else {})
+    return Answer(
+        answer.status,
+        found if isinstance(found, dict) else {},
+        found if isinstance(found, list) else [],
+        {name.lower(): value for name, value in answer.headers.items()},
+        time.monotonic() - begun,
+    )
 
 
-def expect(service: str, method: str, url: str, *, authorization: str = "", body: object = None) -> dict[str, Any]:
+def expect(
+    service: str,
+    method: str,
+    url: str,
+    *,
+    authorization: str = "",
+    body: object = None,
+    form: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """The body of an answer that says yes. Raises Unavailable (5xx, 429, none) or ServiceRefused (any other)."""
-    answer = call(service, method, url, authorization=authorization, body=body)
+    answer = call(service, method, url, authorization=authorization, body=body, form=form, headers=headers)
+    require_yes(service, method, url, answer)
+    return answer.body
+
+
+def require_yes(service: str, method: str, url: str, answer: Answer) -> None:
+    """Raises Unavailable (5xx, 429) or ServiceRefused (any other) unless the answer says yes."""
     if 200 <= answer.status < 300:
-        return answer.body
+        return
     if answer.status >= 500 or answer.status in (420, 429):
         raise _away(service, method, url, f"status {answer.status}")
     raise ServiceRefused(

@@ -245,6 +245,35 @@ class MigrationSettings(_Group):
     )
 
 
+class ReleaseSettings(_Group):
+    """Releases: what is asked of whom, and how long anything may take."""
+
+    lead_minutes: int = Field(
+        default=60, ge=0, le=240, description="Minutes before the window at which the last hour's checklist begins."
+    )
+    approval_minutes: int = Field(
+        default=240, ge=1, description="Minutes for which a question to a person stands; then it counts as rejected."
+    )
+    rollback_plan: str = Field(
+        default="docs/rollback.md", min_length=1, description="File of the application's repository: the rollback plan."
+    )
+    branch: str = Field(
+        default="main", min_length=1, description="Branch whose required checks a release must have passed."
+    )
+    freeze_seconds: int = Field(
+        default=240, ge=8, le=600, description="Seconds after which frozen orders are taken again unless renewed."
+    )
+    settle_seconds: int = Field(
+        default=300, ge=1, le=3600, description="Seconds within which a deployed commit must run and answer."
+    )
+    sample_seconds: int = Field(
+        default=30, ge=1, le=60, description="Seconds between two looks of the watch after a release."
+    )
+    watch_minutes: float = Field(
+        default=120, gt=0, le=1440, description="Minutes that a release is watched; production refuses less than 120."
+    )
+
+
 class Settings(BaseSettings):
     """All settings of payme-ops."""
 
@@ -262,6 +291,7 @@ class Settings(BaseSettings):
     notify: NotifySettings = NotifySettings()
     watchdog: WatchdogSettings = WatchdogSettings()
     migration: MigrationSettings = MigrationSettings()
+    release: ReleaseSettings = ReleaseSettings()
 
 
 def load() -> Settings:

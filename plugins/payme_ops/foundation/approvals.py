@@ -4,7 +4,9 @@ An answer is bound to the digest of the evidence that was shown. It counts when 
 triggered the run gave it, or when one person alone gave a reason (break-glass).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from psycopg.rows import class_row
 
@@ -28,6 +30,8 @@ class Approval:
     choice: str | None
     responder: str
     reason: str
+    asked_at: datetime | None = None
+    responded_at: datetime | None = None
 
     @property
     def alone(self) -> bool:
@@ -35,11 +39,27 @@ class Approval:
         return self.responder == self.requested_by
 
 
-def ask(conninfo: str, *, run: str, gate: str, digest: str, requested_by: str) -> None:
-    """Write the question down, before it is shown. Raises DatabaseUnavailable, DatabaseError."""
-    values = {"run": run, "gate": gate, "digest": digest, "requested_by": requested_by}
+def ask(
+    conninfo: str,
+    *,
+    run: str,
+    gate: str,
+    digest: str,
+    requested_by: str,
+    subject: str = "",
+    link: str = "",
+    thread: str = "",
+    expires_at: datetime | None = None,
+) -> None:
+    """Write the question down, before it is shown. Of one with `expires_at` people are reminded until then.
+
+    `link` leads to where it is answered, `thread` is the key of the alert it was told under. Raises
+    DatabaseUnavailable, DatabaseError.
+    """
+    values = {"run": run, "gate": gate, "digest": digest, "requested_by": requested_by, "subject": scrub(subject)}
+    values |= {"link": link, "thread": thread}
     with connect(conninfo, application="payme_ops:approval") as connection, speaking(f"ask at {gate}"):
-        connection.execute(load("ops/ask_approval.sql"), values)
+        connection.execute(load("ops/ask_approval.sql"), {**values, "expires_at": expires_at})
 
 
 def answer(conninfo: str, *, run: str, gate: str, choice: str, responder: str, reason: str) -> Approval:
@@ -66,9 +86,36 @@ def latest(conninfo: str, *, run: str, gate: str) -> Approval | None:
         return cursor.execute(load("ops/latest_approval.sql"), {"run": run, "gate": gate}).fetchone()
 
 
+def of_run(conninfo: str, run: str) -> list[Approval]:
+    """The newest question of each gate of a run, in the order asked. Raises DatabaseUnavailable, DatabaseError."""
+    with (
+        connect(conninfo, application="payme_ops:approval") as connection,
+        speaking("read approvals"),
+        connection.cursor(row_factory=class_row(Approval)) as cursor,
+    ):
+        return cursor.execute(load("ops/approvals_of_run.sql"), {"run": run}).fetchall()
+
+
 def require(conninfo: str, *, run: str, gate: str, digest: str) -> Approval:
     """The approval of exactly this evidence. Raises NotApproved saying what is not as it must be."""
-    found = latest(conninfo, run=run, gate=gate)
+    return check(latest(conninfo, run=run, gate=gate), gate=gate, digest=digest)
+
+
+def require_distinct(found: Sequence[Approval]) -> None:
+    """Each by another person. One person alone counts for all of them with a reason. Raises NotApproved."""
+    people = [one.responder for one in found if not one.alone]
+    if twice := next((one for number, one in enumerate(people) if one in people[:number]), None):
+        gates = ", ".join(one.gate for one in found)
+        raise NotApproved(
+            f"{gates} are not approved by different people",
+            expected="another person for each",
+            found=f"the same person, {twice}",
+            remedy="clear the second gate and let another person answer",
+        )
+
+
+def check(found: Approval | None, *, gate: str, digest: str) -> Approval:
+    """The same of an answer at hand. Raises NotApproved."""
     if found is None or found.choice is None:
         raise _not(gate, "nobody's answer", "wait for it; marking the gate as success approves nothing")
     if found.choice != APPROVE:

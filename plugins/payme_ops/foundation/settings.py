@@ -263,6 +263,14 @@ class ReleaseSettings(_Group):
     freeze_seconds: int = Field(
         default=240, ge=8, le=600, description="Seconds after which frozen orders are taken again unless renewed."
     )
+    drain_seconds: int = Field(
+        default=120, ge=1, le=900, description="Seconds within which orders in flight must have ended."
+    )
+    test_merchant: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9_-]{0,64}$",
+        description="Id of the merchant that probe orders are placed for; empty: a person tries one.",
+    )
     settle_seconds: int = Field(
         default=300, ge=1, le=3600, description="Seconds within which a deployed commit must run and answer."
     )

@@ -53,7 +53,9 @@ def reason() -> Param:
     return Param(None, type=["null", "string"], maxLength=200, title="Reason", description="Why by hand?")
 
 
-def dag_options(dag_id: str, description: str, *, area: Area, risk: Risk) -> dict[str, Any]:
+def dag_options(
+    dag_id: str, description: str, *, area: Area, risk: Risk, max_active_runs: int = 1
+) -> dict[str, Any]:
     """Keyword arguments for @dag. The runbook docs/runbooks/<dag_id>.md must exist: it is the DAG's page."""
     return {
         "dag_id": dag_id,
@@ -61,7 +63,7 @@ def dag_options(dag_id: str, description: str, *, area: Area, risk: Risk) -> dic
         "doc_md": (RUNBOOKS / f"{dag_id}.md").read_text(encoding="utf-8"),
         "tags": [area, risk],
         "catchup": False,
-        "max_active_runs": 1,
+        "max_active_runs": max_active_runs,
         # No dagrun_timeout anywhere: it skips teardowns. Alerts hang on both levels: a killed task tells nobody.
         "on_failure_callback": [alert_failed_run, sentry.check_in_failed],
         "on_success_callback": [sentry.check_in_ok],

@@ -160,11 +160,20 @@ def create(ops: str, pre_run: str, requester: str, request: Request) -> Release:
 
 def get(ops: str, release_id: str) -> Release:
     """The release of that id. Raises NotFound, DatabaseUnavailable, DatabaseError."""
+    return _read(ops, "ops/release.sql", release_id)
+
+
+def of_run(ops: str, pre_run: str) -> Release:
+    """The release that this run of pre_deployment has made. Raises as `get`."""
+    return _read(ops, "ops/release_of_run.sql", pre_run)
+
+
+def _read(ops: str, query: str, name: str) -> Release:
     with connect(ops, application="payme_ops:release") as connection, speaking("read the release"):
-        row = connection.execute(load("ops/release.sql"), [release_id]).fetchone()
+        row = connection.execute(load(query), [name]).fetchone()
     if row is None:
         raise NotFound(
-            f"there is no release {release_id}",
+            f"there is no release of {name}",
             expected="a run that pre_deployment has started",
             found="no such release",
             remedy="trigger pre_deployment: it starts deployment, and deployment starts post_deployment",

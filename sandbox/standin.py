@@ -20,7 +20,7 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 MAX_BODY_BYTES = 20 * 1024 * 1024
@@ -172,12 +172,11 @@ class _Handler(BaseHTTPRequestHandler):
             answer = self.server.answer(self._request())
         except Refused as refused:
             answer = Answer(refused.body, refused.status)
-        data = answer.body.encode() if isinstance(answer.body, str) else json.dumps(answer.body).encode()
-        kind = answer.content_type or ("text/plain" if isinstance(answer.body, str) else "application/json")
+        data, kind = to_bytes(answer)
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         # Pages show text that came from outside: no script runs, whatever it says.
         self.send_header("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
@@ -198,6 +197,13 @@ class _Handler(BaseHTTPRequestHandler):
         print(f"{datetime.now(UTC):%H:%M:%S} {format % args}", file=sys.stderr, flush=True)
 
 
+def to_bytes(answer: Answer) -> tuple[bytes, str]:
+    """Body and content type of an answer."""
+    data = answer.body.encode() if isinstance(answer.body, str) else json.dumps(answer.body).encode()
+    kind = answer.content_type or ("text/plain" if isinstance(answer.body, str) else "application/json")
+    return data, f"{kind}; charset=utf-8"
+
+
 def _unpack(body: bytes, encoding: str) -> bytes:
     try:
         if encoding == "gzip":
@@ -211,7 +217,17 @@ def _unpack(body: bytes, encoding: str) -> bytes:
     return body
 
 
-def main(name: str, make: Callable[..., Server], *others: str) -> None:
+class Serves(Protocol):
+    """What `main` runs: a Server, or what behaves like one."""
+
+    @property
+    def url(self) -> str: ...
+    def serve_forever(self, poll_interval: float = ...) -> None: ...
+    def shutdown(self) -> None: ...
+    def server_close(self) -> None: ...
+
+
+def main(name: str, make: Callable[..., Serves], *others: str) -> None:
     """Serve until SIGTERM or SIGINT. `others` are protocols with a port of their own, `<protocol>_port` of `make`."""
     parser = argparse.ArgumentParser(prog=f"python -m sandbox.{name}")
     parser.add_argument("--port", type=int, required=True, help="on 127.0.0.1")

@@ -131,7 +131,7 @@ def test_its_health_is_red_when_users_is_not_there(site: Site, served: tuple[Sta
 
 def test_its_metrics_are_those_of_the_deployment_guide(served: tuple[StandIn, PaymeApi]) -> None:
     guide = {"uptime", "timestamp", "environment", "version", "database", "cache"}
-    assert set(served[0].get("/metrics")) == guide | {"database_errors"}
+    assert set(served[0].get("/metrics")) == guide | {"database_errors", "response_ms"}
 
 
 def errors(api: PaymeApi) -> dict[str, int]:
@@ -174,7 +174,8 @@ def test_it_remembers_that_it_was_stopped(site: Site, tmp_path: Path) -> None:
         payme_api.stop(api)
     with payme_api_stand_in(tmp_path, conninfo) as (_, api):
         assert payme_api.health(api).status == "stopped"
-        assert payme_api.version(api) == payme_api.Version("2.3.1", "2.4.0")
+        found = payme_api.version(api)
+        assert (found.version, found.previous) == ("2.3.1", "2.4.0")
 
 
 def test_its_page_shows_what_was_done(served: tuple[StandIn, PaymeApi]) -> None:
@@ -302,4 +303,4 @@ def test_the_database_is_not_named_by_an_unhealthy_answer(site: Site, served: tu
         finally:
             admin.execute("ALTER ROLE payme_app LOGIN")
     assert status == 503
-    assert set(body) == {"timestamp", "version", "status", "database", "error"}
+    assert set(body) == {"timestamp", "version", "commit", "status", "database", "error"}

@@ -16,7 +16,7 @@ from payme_ops.foundation.payme_api import PaymeApi
 from sandbox import mail, payme_api, sentry, slack, status_page
 from sandbox.http import call
 from sandbox.postgres import free_port
-from sandbox.standin import Answer, Server
+from sandbox.standin import Answer, Server, Serves
 
 CHANNEL = "payme-ops"
 API_TOKEN = "token-of-the-tests"
@@ -26,7 +26,7 @@ API_TOKEN = "token-of-the-tests"
 class StandIn:
     """A running stand-in."""
 
-    server: Server
+    server: Serves
 
     @property
     def url(self) -> str:
@@ -75,7 +75,7 @@ def sentry_stand_in(folder: Path) -> Iterator[StandIn]:
 
 
 @contextmanager
-def served(make: Callable[[int, Path], Server], state: Path) -> Iterator[StandIn]:
+def served(make: Callable[[int, Path], Serves], state: Path) -> Iterator[StandIn]:
     """Any stand-in, for the block."""
     server = make(0, state)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -112,7 +112,7 @@ def mail_stand_in(folder: Path) -> Iterator[tuple[StandIn, MailServer]]:
 def payme_api_stand_in(folder: Path, conninfo: str) -> Iterator[tuple[StandIn, PaymeApi]]:
     """The PayMe API, started, on the database of `conninfo`, for the block, and how to call it."""
 
-    def make(port: int, state: Path) -> Server:
+    def make(port: int, state: Path) -> Serves:
         return payme_api.ApiServer(port, payme_api.Application(state, conninfo), API_TOKEN)
 
     with served(make, folder / "payme_api.jsonl") as server:

@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 from sandbox.standin import Answer, Journal, Record, Refused, Request, Server, main, page
 
 STATUSES = ("investigating", "identified", "monitoring", "resolved")
+PLANNED = ("scheduled", "in_progress", "verifying", "completed")
 _EAT = ZoneInfo("Africa/Nairobi")
 _INCIDENTS = re.compile(r"/v1/pages/([\w-]+)/incidents(?:/([\w-]+))?")
 
@@ -37,6 +38,8 @@ def _route(journal: Journal, request: Request) -> Answer:
                 return Answer([_incident(journal, name) for name in reversed(_names(journal))])
             case "POST", None:
                 return _create(journal, request)
+            case "GET", str(name) if name in _names(journal):
+                return Answer(_incident(journal, name))
             case "PATCH", str(name) if name in _names(journal):
                 return _update(journal, request, name)
     elif request.method == "GET" and request.path == "/":
@@ -51,7 +54,8 @@ def _create(journal: Journal, request: Request) -> Answer:
     if not asked.get("name"):
         raise Refused(422, {"error": ["Name can't be blank"]})
     name = secrets.token_hex(6)
-    _keep(journal, name, asked["name"], asked.get("status", "investigating"), asked.get("body", ""))
+    times = {part: asked[part] for part in ("scheduled_for", "scheduled_until") if part in asked}
+    _keep(journal, name, asked["name"], asked.get("status", "investigating"), asked.get("body", ""), **times)
     return Answer(_incident(journal, name), 201)
 
 
@@ -68,14 +72,14 @@ def _asked(request: Request) -> dict[str, Any]:
         asked = None
     if not isinstance(asked, dict):
         raise Refused(400, {"error": "incident is missing"})
-    if asked.get("status", "investigating") not in STATUSES:
-        raise Refused(422, {"error": [f"Status must be one of {', '.join(STATUSES)}"]})
+    if asked.get("status", "investigating") not in STATUSES + PLANNED:
+        raise Refused(422, {"error": [f"Status must be one of {', '.join(STATUSES + PLANNED)}"]})
     return asked
 
 
-def _keep(journal: Journal, name: str, title: str, status: str, body: str) -> None:
+def _keep(journal: Journal, name: str, title: str, status: str, body: str, **times: str) -> None:
     at = datetime.now(UTC).isoformat()
-    journal.append(lambda: {"id": name, "name": title, "status": status, "body": body, "created_at": at})
+    journal.append(lambda: {"id": name, "name": title, "status": status, "body": body, "created_at": at, **times})
 
 
 def _names(journal: Journal) -> list[str]:
@@ -91,25 +95,36 @@ def _incident(journal: Journal, name: str) -> Record:
         "name": last["name"],
         "status": last["status"],
         "created_at": updates[0]["created_at"],
+        **{part: updates[0][part] for part in ("scheduled_for", "scheduled_until") if part in updates[0]},
         "incident_updates": shown,
     }
 
 
 def _render(journal: Journal) -> str:
     incidents = [_incident(journal, name) for name in reversed(_names(journal))]
-    is_open = any(incident["status"] != "resolved" for incident in incidents)
-    head = '<p class="banner open">Service disruption</p>' if is_open else '<p class="banner">All systems work</p>'
-    shown = "".join(_render_incident(incident) for incident in incidents)
-    return f'<h1>PayMe</h1>{head}<h2>Incidents</h2>{shown or "<p>None.</p>"}<p class="note">Stand-in.</p>'
+    planned = [one for one in incidents if "scheduled_for" in one]
+    others = [one for one in incidents if "scheduled_for" not in one]
+    head = '<p class="banner">All systems work</p>'
+    if any(one["status"] in ("in_progress", "verifying") for one in planned):
+        head = '<p class="banner open">Under maintenance</p>'
+    if any(one["status"] != "resolved" for one in others):
+        head = '<p class="banner open">Service disruption</p>'
+    shown = "".join(_render_incident(incident) for incident in others)
+    works = "".join(_render_incident(incident) for incident in planned)
+    maintenance = f"<h2>Scheduled maintenance</h2>{works}" if works else ""
+    return f'<h1>PayMe</h1>{head}{maintenance}<h2>Incidents</h2>{shown or "<p>None.</p>"}<p class="note">Stand-in.</p>'
 
 
 def _render_incident(incident: Record) -> str:
     updates = "".join(
-        f"<p><b>{html.escape(update['status'].capitalize())}</b> {html.escape(update['body'])}"
+        f"<p><b>{html.escape(update['status'].replace('_', ' ').capitalize())}</b> {html.escape(update['body'])}"
         f"<br><time>{_time(update['created_at'])}</time></p>"
         for update in incident["incident_updates"]
     )
-    return f"<article><h3>{html.escape(incident['name'])}</h3>{updates}</article>"
+    window = ""
+    if "scheduled_for" in incident:
+        window = f"<p><time>{_time(incident['scheduled_for'])} to {_time(incident['scheduled_until'])}</time></p>"
+    return f"<article><h3>{html.escape(incident['name'])}</h3>{window}{updates}</article>"
 
 
 def _time(text: str) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from payme_ops.foundation.payme_api import PaymeApi
     from payme_ops.foundation.settings import BackupSettings
     from payme_ops.foundation.status_page import StatusPage
+    from payme_ops.release.code_host import GitHub
 
 # What libpq understands of an Airflow connection's extra field.
 _LIBPQ_EXTRAS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_attrs")
@@ -59,12 +60,29 @@ def stores(conn_id: str, backup: "BackupSettings") -> "Stores":
     return Stores(bucket(backup.bucket, backup.region), bucket(backup.copy_bucket, backup.copy_region))
 
 
-def payme_api() -> "PaymeApi | None":
-    """The PayMe API (docs/payme-api-contract.md); None where the connection payme_api is not there."""
+def payme_api(environment: str = "production") -> "PaymeApi | None":
+    """The PayMe API (docs/payme-api-contract.md): connection payme_api, or payme_api_staging. None where it is not."""
+    return _api("payme_api", environment)
+
+
+def deploy_api(environment: str) -> "PaymeApi | None":
+    """The same with the token that deploys: connection payme_deploy, or payme_deploy_staging."""
+    return _api("payme_deploy", environment)
+
+
+def _api(conn_id: str, environment: str) -> "PaymeApi | None":
     from payme_ops.foundation.payme_api import PaymeApi
 
-    found = _optional("payme_api")
+    found = _optional(conn_id if environment == "production" else f"{conn_id}_{environment}")
     return PaymeApi(_url(found), found.password or "") if found else None
+
+
+def code_host() -> "GitHub | None":
+    """The code host; None where the connection payme_code_host is not there. Its extra names the repository."""
+    from payme_ops.release.code_host import GitHub
+
+    found = _optional("payme_code_host")
+    return GitHub(_url(found), found.password or "", found.extra_dejson.get("repository", "")) if found else None
 
 
 def status_page() -> "StatusPage | None":

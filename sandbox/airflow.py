@@ -22,7 +22,7 @@ from psycopg import sql
 
 from sandbox.http import call
 from sandbox.supervisor import Process, SandboxError, Supervisor
-from sandbox.world import PROJECT, USERS, World
+from sandbox.world import AUDITOR, PROJECT, USERS, World
 
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 ASKED_FOR_SECONDS = 10
@@ -46,7 +46,7 @@ def environment(world: World, *, dags: Path = PROJECT / "dags") -> dict[str, str
     home.mkdir(mode=0o700, exist_ok=True)
     logins = home / "logins.json"
     logins.touch(mode=0o600)
-    logins.write_text(json.dumps({user: world.secrets[f"airflow.{user}"] for user in USERS}))
+    logins.write_text(json.dumps({user: world.secrets[f"airflow.{user}"] for user in (*USERS, AUDITOR)}))
     dsn = f"http://{world.secrets['sentry.key']}@127.0.0.1:{world.ports['sentry']}/1"
     database = (
         f"postgresql+psycopg2://airflow:{world.secrets['postgres.airflow']}@127.0.0.1:{world.ports['postgres']}/airflow"
@@ -63,7 +63,7 @@ def environment(world: World, *, dags: Path = PROJECT / "dags") -> dict[str, str
             "fernet_key": world.secrets["airflow_internal.fernet_key"],
             "execution_api_server_url": f"{world.url('airflow')}/execution/",
             # `user` may trigger runs and answer approvals, and sees no connection or variable.
-            "simple_auth_manager_users": ",".join(f"{user}:user" for user in USERS),
+            "simple_auth_manager_users": ",".join([*(f"{user}:user" for user in USERS), f"{AUDITOR}:viewer"]),
             "simple_auth_manager_passwords_file": logins,
         },
         "api": {

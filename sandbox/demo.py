@@ -34,7 +34,7 @@ def demo(console: Console, *, once: bool) -> None:
         console.print(f"[dim]{time.monotonic() - begun:5.0f} s[/dim]  {escape(text)}", soft_wrap=True)
 
     with world.running(ROOT, size="demo", say=say) as (here, supervisor):
-        supervisor.start(world.application(here))
+        supervisor.start(world.application(here), world.staging(here))
         env = airflow.environment(here)
         since = datetime.now(UTC)
         airflow.start(here, supervisor, env)
@@ -80,6 +80,8 @@ def _where(here: World) -> str:
         f"Slack        {here.url('slack')}   (stand-in: what the on-call channel would have seen)",
         f"Sentry       {here.url('sentry')}   (stand-in: what the error tracker would have seen)",
         f"PayMe API    {here.url('payme_api')}   (stand-in: the application; it writes to the database)",
+        f"Staging      {here.url('payme_api_staging')}   (stand-in: the application's staging)",
+        f"Code host    {here.url('code_host')}   (stand-in: commits, reviews and checks of the application)",
         f"Status page  {here.url('status_page')}   (stand-in: what customers would see)",
         f"Mail         {here.url('mail')}   (stand-in: what the support address would have got)",
         "Watchdog     tells the Slack above who has gone silent; its heartbeat is under Crons in Sentry",

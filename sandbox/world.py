@@ -37,8 +37,13 @@ from sandbox.payme_db import generate
 from sandbox.supervisor import Process, SandboxError, Supervisor, take_lock
 
 PROJECT = Path(__file__).resolve().parents[1]
-SERVICES = ("postgres", "s3", "slack", "sentry", "airflow", "payme_api", "status_page", "mail", "smtp")
-USERS = ("oncall", "approver")
+SERVICES = (
+    *("postgres", "s3", "slack", "sentry", "airflow", "payme_api", "status_page", "mail", "smtp"),
+    *("payme_api_staging", "code_host"),
+)
+# Who may trigger and answer; `auditor` only reads, the event log too.
+USERS = ("oncall", "approver", "lead")
+AUDITOR = "auditor"
 HOME_BUCKET, HOME_REGION = "payme-backups", "af-south-1"
 COPY_BUCKET, COPY_REGION = "payme-backups-dr", "eu-west-1"
 SLACK_CHANNEL = "payme-ops"
@@ -169,6 +174,7 @@ def services(world: World) -> list[Process]:
         "sentry": "/events.json",
         "status_page": "/incidents.json",
         "mail": "/messages.json",
+        "code_host": "/",
     }
     states = {name: world.root / ("s3" if name == "s3" else f"{name}.json") for name in pages}
     others = {"mail": ["--smtp-port", str(world.ports["smtp"])]}
@@ -206,12 +212,25 @@ def services(world: World) -> list[Process]:
 
 def application(world: World) -> Process:
     """The PayMe API, which writes to its database as long as it is started. The database must be prepared."""
-    port, state = str(world.ports["payme_api"]), str(world.root / "payme_api.json")
+    return _api(world, "payme_api", {})
+
+
+def staging(world: World) -> Process:
+    """The PayMe API of staging, which has no database here."""
+    return _api(world, "payme_api_staging", {payme_api.QUIET_VARIABLE: "1"})
+
+
+def _api(world: World, name: str, more: Mapping[str, str]) -> Process:
+    port, state = str(world.ports[name]), str(world.root / f"{name}.json")
+    tokens = {
+        payme_api.TOKEN_VARIABLE: world.secrets[f"{name}.token"],
+        payme_api.DEPLOY_TOKEN_VARIABLE: world.secrets[f"{name}.deploy_token"],
+    }
     return Process(
-        "payme_api",
+        name,
         [sys.executable, "-m", "sandbox.payme_api", "--port", port, "--state", state],
-        {**world.env, payme_api.TOKEN_VARIABLE: world.secrets["payme_api.token"]},
-        ready=partial(silent, world.url("payme_api") + "/version"),
+        {**world.env, **tokens, **more},
+        ready=partial(silent, world.url(name) + "/version"),
         cwd=PROJECT,
     )
 
@@ -326,7 +345,7 @@ def _holder(port: int) -> str:
 def _passwords(path: Path) -> dict[str, str]:
     """`section.name` -> secret. Names that a newer version needs are added to the file, none is changed."""
     wanted: dict[str, Callable[[], str]] = {
-        **{f"airflow.{user}": lambda: secrets.token_urlsafe(12) for user in USERS},
+        **{f"airflow.{user}": lambda: secrets.token_urlsafe(12) for user in (*USERS, AUDITOR)},
         **{
             f"postgres.{role}": lambda: secrets.token_urlsafe(24)
             for role in (postgres.SUPERUSER, *_OWN_DATABASES, *_PAYME_ROLES)
@@ -334,7 +353,12 @@ def _passwords(path: Path) -> dict[str, str]:
         **{f"s3.{profile}": lambda: secrets.token_urlsafe(30) for profile in _PROFILES},
         "slack.token": lambda: f"xoxb-sandbox-{secrets.token_hex(16)}",
         "sentry.key": lambda: secrets.token_hex(16),
-        "payme_api.token": lambda: secrets.token_hex(16),
+        **{
+            f"{name}.{token}": lambda: secrets.token_hex(16)
+            for name in ("payme_api", "payme_api_staging")
+            for token in ("token", "deploy_token")
+        },
+        "code_host.token": lambda: secrets.token_hex(16),
         "payme_api.encryption_key": lambda: secrets.token_hex(32),
         "status_page.key": lambda: secrets.token_hex(16),
         "airflow_internal.fernet_key": lambda: Fernet.generate_key().decode(),
@@ -378,6 +402,7 @@ def _settings(root: Path, keys: Path) -> dict[str, str]:
         "PAYME_OPS__SLACK__CHANNEL": SLACK_CHANNEL,
         "PAYME_OPS__ALERT__OWNER": "PayMe on call (sandbox)",
         "PAYME_OPS__NOTIFY__SUPPORT_EMAIL": SUPPORT_EMAIL,
+        "PAYME_OPS__RELEASE__TEST_MERCHANT": payme_api.TEST_MERCHANT,
     }
 
 
@@ -479,10 +504,31 @@ def _airflow_door(ports: Mapping[str, int], passwords: Mapping[str, str]) -> dic
         "password": passwords["slack.token"],
         "extra": {"base_url": f"http://127.0.0.1:{ports['slack']}/api/"},
     }
-    connections["payme_api"] = {
+    for name, suffix in (("payme_api", ""), ("payme_api_staging", "_staging")):
+        host = {"conn_type": "http", "host": f"http://127.0.0.1:{ports[name]}"}
+        connections[f"payme_api{suffix}"] = {**host, "password": passwords[f"{name}.token"]}
+        connections[f"payme_deploy{suffix}"] = {**host, "password": passwords[f"{name}.deploy_token"]}
+    connections["payme_code_host"] = {
         "conn_type": "http",
-        "host": f"http://127.0.0.1:{ports['payme_api']}",
-        "password": passwords["payme_api.token"],
+        "host": f"http://127.0.0.1:{ports['code_host']}",
+        "password": passwords["code_host.token"],
+        "extra": {"repository": "payme/api"},
+    }
+    connections["payme_sentry"] = {
+        "conn_type": "http",
+        "host": f"http://127.0.0.1:{ports['sentry']}",
+        "password": passwords["sentry.key"],
+        "extra": {
+            "organization": "payme",
+            "project": "api",
+            "dsn": f"http://{passwords['sentry.key']}@127.0.0.1:{ports['sentry']}/2",
+        },
+    }
+    connections["payme_airflow_api"] = {
+        "conn_type": "http",
+        "host": f"http://127.0.0.1:{ports['airflow']}",
+        "login": AUDITOR,
+        "password": passwords[f"airflow.{AUDITOR}"],
     }
     connections["payme_status_page"] = {
         "conn_type": "http",

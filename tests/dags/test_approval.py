@@ -137,7 +137,7 @@ def test_break_glass_is_told_to_everybody(
     ops: str, context: Any, gate: ApprovalGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = list[str]()
-    monkeypatch.setattr(alerting, "inform", lambda _context, what, *_: told.append(what))
+    monkeypatch.setattr(alerting, "inform", lambda _context, what, *_, **__: told.append(what))
     record(ops, context, Verdict.INCONCLUSIVE, {"rows": 7})
     with pytest.raises(TaskAwaitingInput):
         gate.execute(context)

@@ -193,7 +193,8 @@ def test_airflow_is_told_to_stay_on_loopback_and_to_keep_locals_from_sentry(buil
     assert env["AIRFLOW__SENTRY__SEND_DEFAULT_PII"] == "False"
     assert env["AIRFLOW__CORE__LOAD_EXAMPLES"] == "False"
     logins = json.loads(Path(env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"]).read_text())
-    assert set(logins) == {"oncall", "approver"}
+    assert set(logins) == {"oncall", "approver", "lead", "auditor"}
+    assert env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"].endswith(",auditor:viewer")
 
 
 def test_remove_leaves_nothing(built: World) -> None:

@@ -47,17 +47,28 @@ def alert_failed_run(context: "Context") -> None:
     _log.info("alert %s for %s: %s", alert.key, alert.occurrence, outcome)
 
 
-def inform(context: "Context", what: str, why: str, todo: str, *, good: bool = False) -> str | None:
-    """Tell the on-call channel something of a run that is no failure (`good`: nobody has to look); one thread a DAG.
+def inform(context: "Context", what: str, why: str, todo: str, *, good: bool = False, thread: str = "") -> str | None:
+    """Tell the on-call channel something of a run that is no failure (`good`: nobody has to look).
 
-    Told once for one run and `what`. Like an alert it is written first, and never stops the task. Answers Slack's time
-    stamp of the message, None while Slack has not taken it.
+    `thread` is the key of its thread, by default one a DAG. Told once for one run and `what`. Like an alert it is
+    written first, and never stops the task. Answers Slack's time stamp of the message, None while Slack has not taken
+    it.
     """
     from payme_ops.foundation.alert import Severity, message
 
-    severity = Severity.INFO if good else Severity.WARNING
-    told = _say(context, f"run_says:{_dag_id(context)}", f"{occurrence(context)}/{what}", severity, what, why, todo)
+    severity, key = Severity.INFO if good else Severity.WARNING, thread_of(context, thread)
+    told = _say(context, key, f"{occurrence(context)}/{what}", severity, what, why, todo)
     return _or_none(lambda: message(_ops_database(), told))
+
+
+def thread_of(context: "Context", thread: str = "") -> str:
+    """The key under which a run says something."""
+    return thread or f"run_says:{_dag_id(context)}"
+
+
+def answer_page(context: "Context") -> str:
+    """Where a question of this task is answered."""
+    return f"{_pages(context)[2]}/tasks/{context['ti'].task_id}/required_actions"
 
 
 def begun(context: "Context", state: str, what: str, why: str, todo: str) -> None:

@@ -15,6 +15,7 @@ from airflow.sdk.exceptions import DownstreamTasksSkipped
 
 from payme_ops.foundation import approvals, evidence
 from payme_ops.foundation.approvals import MIN_REASON_CHARACTERS, Approval
+from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.evidence import Evidence, Verdict
 from payme_ops.foundation.record import cell
 from payme_ops.orchestration import alerting
@@ -55,21 +56,33 @@ class ApprovalGate(ApprovalOperator):
 
     def execute(self, context: Context) -> Any:
         """Ask, or go on."""
-        run, ops = run_name(context), conninfo("payme_ops_db")
+        run, ops = self._run(context), conninfo("payme_ops_db")
         shown = evidence.latest(ops, run, self.evidence_item)
         if shown.verdict is Verdict.PASS:
             _log.info("%s passed, nobody is asked", self.evidence_item)
             return None
         self.body = to_markdown(shown)
-        requested_by = context["dag_run"].triggering_user_name or ""
-        approvals.ask(ops, run=run, gate=self.task_id, digest=shown.sha256, requested_by=requested_by)
-        hours = self.response_timeout.total_seconds() / 3600 if self.response_timeout else 0
+        requested_by, patience = self._requester(context), self.response_timeout or timedelta(0)
+        what = f"{self.subject} ({context['dag_run'].dag_id} waits for a person)"
+        approvals.ask(
+            ops,
+            run=run,
+            gate=self.task_id,
+            digest=shown.sha256,
+            requested_by=requested_by,
+            subject=what,
+            link=alerting.answer_page(context),
+            thread=alerting.thread_of(context, self._thread(context)),
+            expires_at=utc_now() + patience,
+        )
         alerting.inform(
             context,
-            f"{self.subject} ({context['dag_run'].dag_id} waits for a person)",
-            f"Asked by {requested_by or 'the schedule'}. Unanswered for {hours:g} h it counts as rejected.",
-            f"{f'Another person than {requested_by}' if requested_by else 'Anybody'} opens the run and answers under"
-            " Required Actions",
+            what,
+            f"Asked by {requested_by or 'the schedule'}. Unanswered for {patience.total_seconds() / 3600:g} h it counts"
+            " as rejected.",
+            f"{f'Another person than {requested_by}' if requested_by else 'Anybody'} answers at"
+            f" {alerting.answer_page(context)}",
+            thread=self._thread(context),
         )
         return super().execute(context)
 
@@ -82,15 +95,40 @@ class ApprovalGate(ApprovalOperator):
             raise
         found = self._write_down(context, event)
         if found.choice == approvals.APPROVE:
-            require_approval(context, gate=self.task_id, evidence_item=self.evidence_item)
-            _tell_break_glass(context, found)
+            run, ops = self._run(context), conninfo("payme_ops_db")
+            approvals.require(
+                ops, run=run, gate=self.task_id, digest=evidence.latest(ops, run, self.evidence_item).sha256
+            )
+            self._tell_break_glass(context, found)
         return given
+
+    def _run(self, context: Context) -> str:
+        """What evidence and answer are filed under."""
+        return run_name(context)
+
+    def _requester(self, context: Context) -> str:
+        """Who may not answer; empty for the schedule."""
+        return context["dag_run"].triggering_user_name or ""
+
+    def _thread(self, context: Context) -> str:  # noqa: ARG002
+        """The key of the thread in Slack; empty for the DAG's own."""
+        return ""
+
+    def _tell_break_glass(self, context: Context, found: Approval) -> None:
+        if found.alone:
+            alerting.inform(
+                context,
+                f"Break-glass: {found.responder} approved {found.gate} alone",
+                found.reason,
+                "Look at it together as soon as somebody else is there",
+                thread=self._thread(context),
+            )
 
     def _write_down(self, context: Context, event: dict[str, Any]) -> Approval:
         person = event["responded_by_user"] or {}
         found = approvals.answer(
             conninfo("payme_ops_db"),
-            run=run_name(context),
+            run=self._run(context),
             gate=self.task_id,
             choice=event["chosen_options"][0],
             responder=str(person.get("name") or person.get("id") or ""),
@@ -105,16 +143,6 @@ def require_approval(context: Context, *, gate: str, evidence_item: str) -> Appr
     run, ops = run_name(context), conninfo("payme_ops_db")
     shown = evidence.latest(ops, run, evidence_item)
     return approvals.require(ops, run=run, gate=gate, digest=shown.sha256)
-
-
-def _tell_break_glass(context: Context, found: Approval) -> None:
-    if found.alone:
-        alerting.inform(
-            context,
-            f"Break-glass: {found.responder} approved {found.gate} alone",
-            found.reason,
-            "Look at it together as soon as somebody else is there",
-        )
 
 
 def to_markdown(shown: Evidence) -> str:

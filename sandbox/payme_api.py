@@ -317,7 +317,9 @@ class ApiServer:
         self._socket.listen(128)  # who calls before `serve_forever` waits
         methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
         program = Starlette(routes=[Route("/{path:path}", self._serve, methods=methods)])
-        config = uvicorn.Config(program, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            program, log_level="warning", lifespan="off", timeout_graceful_shutdown=1, date_header=False
+        )
         self._server = uvicorn.Server(config)
         # Whoever started us sees to signals, and tests serve from a thread.
         self._server.capture_signals = _no_signals  # type: ignore[method-assign]
@@ -354,7 +356,11 @@ class ApiServer:
         except Refused as refused:
             answer = Answer(refused.body, refused.status)
         data, kind = to_bytes(answer)
-        more = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'", "Cache-Control": "no-store"}
+        more = {
+            "Date": format_datetime(datetime.now(UTC), usegmt=True),
+            "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+            "Cache-Control": "no-store",
+        }
         return Response(data, answer.status, {**more, **answer.headers, "Content-Type": kind})
 
     def answer(self, request: Request) -> Answer:

@@ -5,6 +5,9 @@
 `GET /` lists issues (events with one fingerprint are one issue) with a page for each event, and the cron monitors with
 their check-ins, which come in envelopes or by /api/<project>/cron/<monitor>/<key>/?status=ok. `GET /events.json` gives
 the events, `GET /items.json` every envelope item (check-ins, sessions, transactions, client reports) as it came.
+
+Project 2 is the application's: of it, organization `payme` has Sentry's read API (events-stats, issues, events), which
+wants a bearer token. `POST /quota {"full": true}` makes it take events and drop them.
 """
 
 import hashlib
@@ -14,7 +17,7 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -24,6 +27,7 @@ from sandbox.standin import Answer, Journal, Record, Refused, Request, Server, m
 _EAT = ZoneInfo("Africa/Nairobi")
 _INGEST = re.compile(r"/api/(\d+)/(envelope|store)/")
 _CHECK_IN = re.compile(r"/api/(\d+)/cron/([a-z0-9_-]+)/\w+/")
+_READ = re.compile(r"/api/0/(organizations|projects)/payme/(.+)/")
 _STATUSES = ("ok", "error", "in_progress")
 _EVENT_PAGE = re.compile(r"/events/([0-9a-f]{32})")
 _SHOWN_BREADCRUMBS = 30
@@ -32,9 +36,14 @@ _SHOWN_CHECK_INS = 20
 
 def make_server(port: int, state: Path) -> Server:
     """A server on 127.0.0.1 (port 0: any free one), not yet serving."""
-    journal = Journal(state)
+    journal, quota = Journal(state), {"full": False}
 
     def route(request: Request) -> Answer:
+        if request.method == "POST" and request.path == "/quota":
+            quota["full"] = request.json().get("full") is True
+            return Answer(quota)
+        if quota["full"] and request.method == "POST" and _INGEST.fullmatch(request.path):
+            return Answer({})  # as Sentry does: taken, and dropped
         return _route(journal, request)
 
     return Server(port, route, lambda path: path.startswith("/api/"), {"detail": "told to fail"})
@@ -45,23 +54,66 @@ def _route(journal: Journal, request: Request) -> Answer:
         return _ingest(journal, request, found[1], found[2])
     if request.method in ("GET", "POST") and (found := _CHECK_IN.fullmatch(request.path)):
         return _check_in(journal, request, found[1], found[2])
+    if request.method == "GET" and (found := _READ.fullmatch(request.path)):
+        return _read(journal, request, found[2].split("/"))
     if request.method == "GET":
-        match request.path:
-            case "/":
-                return page(f"Sentry: {len(_events(journal))} events", _STYLE, _render_issues(journal.records()))
-            case "/events.json":
-                return Answer([record["payload"] for record in _events(journal)])
-            case "/items.json":
-                return Answer(journal.records())
-            case path if found := _EVENT_PAGE.fullmatch(path):
-                for record in _events(journal):
-                    if record["payload"].get("event_id") == found[1]:
-                        return page(_title(record["payload"])[0], _STYLE, _render_event(record))
+        return _page(journal, request)
+    raise Refused(404, {"detail": f"nothing at {request.method} {request.path}"})
+
+
+def _page(journal: Journal, request: Request) -> Answer:
+    match request.path:
+        case "/":
+            return page(f"Sentry: {len(_events(journal))} events", _STYLE, _render_issues(journal.records()))
+        case "/events.json":
+            return Answer([record["payload"] for record in _events(journal)])
+        case "/items.json":
+            return Answer(journal.records())
+        case path if found := _EVENT_PAGE.fullmatch(path):
+            for record in _events(journal):
+                if record["payload"].get("event_id") == found[1]:
+                    return page(_title(record["payload"])[0], _STYLE, _render_event(record))
     raise Refused(404, {"detail": f"nothing at {request.method} {request.path}"})
 
 
 def _events(journal: Journal) -> list[Record]:
     return [record for record in journal.records() if record["type"] == "event"]
+
+
+def _read(journal: Journal, request: Request, parts: list[str]) -> Answer:
+    """Sentry's own API, as much of it as is asked; the projects are the DSNs' numbers, here all one."""
+    if not request.headers.get("Authorization", "").startswith("Bearer "):
+        raise Refused(401, {"detail": "Authentication credentials were not provided."})
+    events = [one for one in _events(journal) if one["project"] == "2"]
+    errors = [one for one in events if (one["payload"].get("tags") or {}).get("payme_ops.sentinel") != "true"]
+    match parts:
+        case ["events-stats"]:
+            since, until = (_moment(request.query.get(name, "")) for name in ("start", "end"))
+            minutes = Counter(_moment(one["received"]).replace(second=0, microsecond=0) for one in errors)
+            first = since.replace(second=0, microsecond=0)
+            count = int((until - first).total_seconds() // 60) + 1
+            at = [first + timedelta(minutes=number) for number in range(min(count, 10_000))]
+            return Answer({"data": [[int(one.timestamp()), [{"count": minutes[one]}]] for one in at]})
+        case [_, "issues"]:
+            found = re.search(r"firstSeen:>=(\S+)", request.query.get("query", ""))
+            since = _moment(found[1]) if found else datetime.min.replace(tzinfo=UTC)
+            first_seen: dict[str, Record] = {}
+            for one in errors:
+                first_seen.setdefault(issue_of(one["payload"]), one)
+            new = {key: one for key, one in first_seen.items() if _moment(one["received"]) >= since}
+            return Answer([{"id": key, "title": ": ".join(_title(one["payload"]))} for key, one in new.items()])
+        case [_, "events", event]:
+            if any(one["payload"].get("event_id") == event for one in events):
+                return Answer({"eventID": event})
+    raise Refused(404, {"detail": "The requested resource does not exist"})
+
+
+def _moment(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise Refused(400, {"detail": "invalid time"}) from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 # -- taking in --------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from payme_ops.backup.catalogue import Stores
     from payme_ops.foundation.mail import MailServer
     from payme_ops.foundation.payme_api import PaymeApi
+    from payme_ops.foundation.sentry_api import SentryApi
     from payme_ops.foundation.settings import BackupSettings
     from payme_ops.foundation.status_page import StatusPage
     from payme_ops.release.code_host import GitHub
@@ -83,6 +84,18 @@ def code_host() -> "GitHub | None":
 
     found = _optional("payme_code_host")
     return GitHub(_url(found), found.password or "", found.extra_dejson.get("repository", "")) if found else None
+
+
+def sentry_api() -> "SentryApi | None":
+    """The application's Sentry; None where the connection payme_sentry is not there."""
+    from payme_ops.foundation.sentry_api import SentryApi
+
+    found = _optional("payme_sentry")
+    if found is None:
+        return None
+    extra = found.extra_dejson
+    parts = (str(extra.get(name, "")) for name in ("organization", "project", "dsn"))
+    return SentryApi(_url(found), found.password or "", *parts)
 
 
 def status_page() -> "StatusPage | None":

@@ -166,6 +166,11 @@ def latest(conninfo: str, run: str, item: str) -> Evidence:
 
 def of_run(conninfo: str, run: str) -> list[Evidence]:
     """All evidence of a run in the order in which it was found. Raises DatabaseUnavailable, DatabaseError."""
+    return [found for _, found in numbered(conninfo, run)]
+
+
+def numbered(conninfo: str, run: str) -> list[tuple[int, Evidence]]:
+    """The same, each with its number in the ops database."""
     with connect(conninfo, application="payme_ops:evidence") as connection, speaking("read evidence"):
         rows = connection.execute(load("ops/evidence_of_run.sql"), [run]).fetchall()
-    return [Evidence(row[0], Verdict(row[1]), *row[2:]) for row in rows]
+    return [(row[10], Evidence(row[0], Verdict(row[1]), *row[2:10])) for row in rows]

@@ -17,6 +17,7 @@ from urllib3.util import parse_url
 from payme_ops.foundation.errors import SettingsError
 
 PREFIX = "PAYME_OPS__"
+MIN_WATCH_MINUTES, SAMPLE_SECONDS = 120, 30
 # xxx only as a word: three in a row also occur in keys.
 _PLACEHOLDER = re.compile(r"change.?me|your_|placeholder|example|<[^>]*>|(?<![\w+/])x{3,}(?![\w+/=])", re.IGNORECASE)
 _BASE_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[A-Za-z0-9._~%-]+)*", re.ASCII)
@@ -277,6 +278,21 @@ class ReleaseSettings(_Group):
     sample_seconds: int = Field(
         default=30, ge=1, le=60, description="Seconds between two looks of the watch after a release."
     )
+    baseline_samples: int = Field(
+        default=60, ge=1, le=480, description="Looks before a release, if fewer than 50 of the last day are stored."
+    )
+    p95_ms: float = Field(
+        default=1000.0, gt=0, description="Milliseconds below which a 95th percentile is never too slow."
+    )
+    errors_per_minute: int = Field(default=5, ge=1, description="Errors a minute in Sentry that are too many.")
+    connections_percent: int = Field(
+        default=80, ge=1, le=100, description="Percent of the database's connections that are too many."
+    )
+    query_seconds: float = Field(default=5.0, gt=0, description="Seconds that a query may run during the watch.")
+    lock_seconds: float = Field(default=1.0, gt=0, description="Seconds that anybody may wait for a lock.")
+    final_backup_minutes: int = Field(
+        default=60, ge=1, le=600, description="Minutes for which the final backup is waited for, orders stopped."
+    )
     watch_minutes: float = Field(
         default=120, gt=0, le=1440, description="Minutes that a release is watched; production refuses less than 120."
     )
@@ -318,6 +334,8 @@ def load() -> Settings:
         faults.append(f"{PREFIX}BACKUP__COPY_REGION: names the region of the first bucket. Name another region")
     if os.environ.get(f"{PREFIX}PROFILE") == Profile.PRODUCTION:
         faults += _refusals()
+        if settings:
+            faults += _release_refusals(settings.release)
     if faults or settings is None:
         raise SettingsError(
             f"{len(faults)} setting(s) cannot be used:\n  - " + "\n  - ".join(faults),
@@ -356,6 +374,16 @@ def _unknown_variables() -> list[str]:
         for name in sorted(os.environ)
         if name.upper().startswith(PREFIX) and name.upper() not in known
     ]
+
+
+def _release_refusals(release: ReleaseSettings) -> list[str]:
+    """What compresses time is for the sandbox."""
+    faults = []
+    if release.watch_minutes < MIN_WATCH_MINUTES:
+        faults.append(f"{PREFIX}RELEASE__WATCH_MINUTES: production watches for {MIN_WATCH_MINUTES} minutes at least")
+    if release.sample_seconds != SAMPLE_SECONDS:
+        faults.append(f"{PREFIX}RELEASE__SAMPLE_SECONDS: production looks every {SAMPLE_SECONDS} s")
+    return faults
 
 
 def _refusals() -> list[str]:

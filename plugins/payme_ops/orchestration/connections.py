@@ -14,6 +14,7 @@ from payme_ops.foundation.errors import SettingsError
 
 if TYPE_CHECKING:
     from payme_ops.backup.catalogue import Stores
+    from payme_ops.foundation.airflow_api import AirflowApi
     from payme_ops.foundation.mail import MailServer
     from payme_ops.foundation.payme_api import PaymeApi
     from payme_ops.foundation.sentry_api import SentryApi
@@ -96,6 +97,14 @@ def sentry_api() -> "SentryApi | None":
     extra = found.extra_dejson
     parts = (str(extra.get(name, "")) for name in ("organization", "project", "dsn"))
     return SentryApi(_url(found), found.password or "", *parts)
+
+
+def airflow_api() -> "AirflowApi | None":
+    """Airflow's own API, to read its event log; None where the connection payme_airflow_api is not there."""
+    from payme_ops.foundation.airflow_api import AirflowApi
+
+    found = _optional("payme_airflow_api")
+    return AirflowApi(_url(found), found.login or "", found.password or "") if found else None
 
 
 def status_page() -> "StatusPage | None":

@@ -53,9 +53,7 @@ def reason() -> Param:
     return Param(None, type=["null", "string"], maxLength=200, title="Reason", description="Why by hand?")
 
 
-def dag_options(
-    dag_id: str, description: str, *, area: Area, risk: Risk, max_active_runs: int = 1
-) -> dict[str, Any]:
+def dag_options(dag_id: str, description: str, *, area: Area, risk: Risk, max_active_runs: int = 1) -> dict[str, Any]:
     """Keyword arguments for @dag. The runbook docs/runbooks/<dag_id>.md must exist: it is the DAG's page."""
     return {
         "dag_id": dag_id,

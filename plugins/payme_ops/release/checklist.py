@@ -270,7 +270,7 @@ def is_stale(item: Item, found: Evidence | None, answer: Approval | None, now: d
 
 def is_settled(found: Evidence | None, answer: Approval | None) -> bool:
     """Whether it passed, or a person who may has approved just that evidence."""
-    if found is None or found.verdict is Verdict.FAIL:
+    if found is None or found.verdict in (Verdict.FAIL, Verdict.BYPASSED):
         return False
     return found.verdict is Verdict.PASS or is_approved(found, answer)
 
@@ -296,7 +296,8 @@ def go_no_go(release: Release, found: Mapping[str, Evidence], answers: Mapping[s
     """
     rows = [_row(ITEMS[name], found.get(name), answers.get(name)) for name in PREPARED]
     measured = {**request.facts(release), "checklist": rows}
-    wrong = [name for name in PREPARED if found.get(name) is None or found[name].verdict is Verdict.FAIL]
+    closed = (Verdict.FAIL, Verdict.BYPASSED)
+    wrong = [name for name in PREPARED if found.get(name) is None or found[name].verdict in closed]
     if wrong:
         todo = "; ".join(f"{name}: {found[name].remedy if name in found else 'run its task'}" for name in wrong)
         return Finding(Verdict.FAIL, measured, todo)

@@ -4,6 +4,7 @@ A breach ends the watch as a fail. Without one, too few looks, a gap, a silent S
 baseline make it inconclusive, and a person decides: no data is never good news.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -93,9 +94,14 @@ def _errors(samples: Sequence[Sample], limits: Limits) -> int | None:
         for minute, count in (sample.facts.get("errors") or {}).items():
             minutes[datetime.fromisoformat(minute)] = int(count)
         bad = sorted(minute for minute, count in minutes.items() if count > limits.errors_per_minute)
-        if any(later - earlier == timedelta(minutes=1) for earlier, later in zip(bad, bad[1:], strict=False)):
+        if any(later - earlier == timedelta(minutes=1) for earlier, later in itertools.pairwise(bad)):
             return index
     return None
+
+
+def _minutes(samples: Sequence[Sample]) -> dict[str, int]:
+    """Errors by minute; a minute is told by several looks, the last is right."""
+    return {minute: count for one in samples for minute, count in (one.facts.get("errors") or {}).items()}
 
 
 def _is_busy(sample: Sample, limits: Limits) -> bool:
@@ -127,7 +133,7 @@ def _facts(
         "unknown": sum(one.state is State.UNKNOWN for one in samples),
         "p95 ms, median of looks": round(median(times), 1) if times else "not told",
         "usual p95 ms": round(usual, 1) if usual is not None else f"only {count} looks from before",
-        "errors": sum(sum((one.facts.get("errors") or {}).values()) for one in samples),
+        "errors": sum(_minutes(samples).values()),
         "new kinds of errors": sorted({title for one in samples for title in one.facts.get("new_issues") or []}),
         "Sentry heard its sentinel": _last(samples, "sentinel"),
         "gaps": gaps(samples, begun, until, interval),
@@ -143,7 +149,7 @@ def gaps(samples: Sequence[Sample], begun: datetime, until: datetime, interval: 
     moments = [begun, *(one.at for one in samples), until]
     return [
         f"{show(earlier)} to {show(later)}"
-        for earlier, later in zip(moments, moments[1:], strict=False)
+        for earlier, later in itertools.pairwise(moments)
         if later - earlier > GAP_INTERVALS * interval
     ]
 

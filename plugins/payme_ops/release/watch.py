@@ -105,7 +105,9 @@ def _minutes(samples: Sequence[Sample]) -> dict[str, int]:
 
 
 def _is_busy(sample: Sample, limits: Limits) -> bool:
-    database = sample.facts.get("database") or {}
+    database = sample.facts.get("database")
+    if not isinstance(database, dict):  # why it could not be looked at
+        return False
     return bool(
         database.get("connections_percent", 0) > limits.connections_percent
         or database.get("slow_queries", 0)

@@ -105,6 +105,70 @@ def test_contract_metrics_name_the_version_that_runs_and_count_errors(api: Payme
     eventually(lambda: payme_api.health(api).healthy, "a healthy API", seconds=120)
 
 
+# -- the contract of releases: what an API does not offer (404) is not tried ---------------------------------------
+
+MERCHANT = os.environ.get("PAYME_API_TEST_MERCHANT", "test-merchant")
+
+
+def test_contract_names_the_commit_that_runs_and_the_one_before(api: PaymeApi) -> None:
+    found = payme_api.version(api)
+    assert found.commit == payme_api.health(api).commit
+    assert found.commit != found.previous_commit or not found.commit
+
+
+def test_contract_stopped_orders_are_refused_except_a_smoke_order_and_taken_again(api: PaymeApi) -> None:
+    if payme_api.orders(api) is None:
+        pytest.skip("this API does not offer it: a person is asked instead")
+    name = f"contract-{os.getpid()}"
+    try:
+        for _ in range(2):
+            stopped = payme_api.freeze_orders(api, name)
+            assert stopped
+            assert stopped.frozen
+        refused = payme_api.place_order(api, MERCHANT, f"{name}-refused")
+        taken = payme_api.place_order(api, MERCHANT, f"{name}-smoke", smoke=True)
+        assert refused
+        assert taken
+        assert (refused.accepted, refused.status, taken.accepted) == (False, "frozen", True)
+    finally:
+        for _ in range(2):
+            resumed = payme_api.resume_orders(api)
+            assert resumed
+            assert not resumed.frozen
+    again = payme_api.place_order(api, MERCHANT, f"{name}-smoke", smoke=True)
+    assert again
+    assert again.id == taken.id  # the same reference is the same order
+    refund = payme_api.refund_order(api, taken.id, name)
+    assert payme_api.refund_order(api, taken.id, name)["id"] == refund["id"]
+    assert payme_api.read_order(api, taken.id)["status"] == "refunded"
+
+
+def test_contract_a_smoke_order_wants_the_token(api: PaymeApi) -> None:
+    if payme_api.orders(api) is None:
+        pytest.skip("this API does not offer it: a person is asked instead")
+    with pytest.raises(ServiceRefused, match="status 40[13]"):
+        payme_api.place_order(PaymeApi(api.url, "wrong"), MERCHANT, "no-token", smoke=True)
+
+
+def test_contract_limits_of_autoscaling_are_kept(api: PaymeApi) -> None:
+    before = payme_api.autoscaling(api)
+    if before is None:
+        pytest.skip("this API does not offer it: a person is asked instead")
+    fixed = payme_api.Replicas(before.maximum, before.maximum)
+    assert payme_api.set_autoscaling(api, fixed) == payme_api.autoscaling(api) == fixed
+    assert payme_api.set_autoscaling(api, before) == before
+
+
+def test_contract_an_unknown_deploy_is_unknown_and_an_unknown_commit_refused(api: PaymeApi) -> None:
+    found = payme_api.deploy_state(api, f"no-such-deploy-{os.getpid()}")
+    if found is None:
+        pytest.skip("this API does not offer it: a person is asked instead")
+    assert found.state == "unknown"
+    deploys = PaymeApi(api.url, os.environ.get("PAYME_API_DEPLOY_TOKEN", api.token))
+    with pytest.raises(ServiceRefused, match="status 422"):
+        payme_api.post_deploy(deploys, "0" * 40, f"contract-{os.getpid()}")
+
+
 # -- the sandbox's ----------------------------------------------------------------------------------------------
 
 

@@ -101,7 +101,7 @@ def _read(journal: Journal, request: Request, parts: list[str]) -> Answer:
             for one in errors:
                 first_seen.setdefault(issue_of(one["payload"]), one)
             new = {key: one for key, one in first_seen.items() if _moment(one["received"]) >= since}
-            return Answer([{"id": key, "title": ": ".join(_title(one["payload"]))} for key, one in new.items()])
+            return Answer([{"id": key, "title": _title(one["payload"])[0]} for key, one in new.items()])
         case [_, "events", event]:
             if any(one["payload"].get("event_id") == event for one in events):
                 return Answer({"eventID": event})

@@ -146,7 +146,7 @@ def test_contract_stopped_orders_are_refused_except_a_smoke_order_and_taken_agai
 def test_contract_a_smoke_order_wants_the_token(api: PaymeApi) -> None:
     if payme_api.orders(api) is None:
         pytest.skip("this API does not offer it: a person is asked instead")
-    with pytest.raises(ServiceRefused, match="status 40[13]"):
+    with pytest.raises(ServiceRefused, match=r"status 40[13]"):
         payme_api.place_order(PaymeApi(api.url, "wrong"), MERCHANT, "no-token", smoke=True)
 
 

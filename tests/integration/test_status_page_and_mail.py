@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from payme_ops.foundation import mail, status_page
+from payme_ops.foundation.clock import EAT
 from payme_ops.foundation.errors import ServiceRefused, SettingsError, Unavailable
 from payme_ops.foundation.mail import MailServer
-from payme_ops.foundation.status_page import StatusPage
+from payme_ops.foundation.status_page import Maintenance, StatusPage
 from tests.support.standins import StandIn, mail_stand_in, status_page_stand_in
 
 PHONE = "+254700999888"
@@ -35,6 +37,23 @@ def test_an_incident_is_opened_and_resolved(page: StandIn) -> None:
     status_page.update_incident(there, incident, status="resolved", body="Done.")
     assert [update["status"] for update in page.get("/incidents.json")] == ["investigating", "resolved"]
     assert "All systems work" in page.get("/")
+
+
+def test_a_maintenance_is_announced_read_back_and_completed(page: StandIn) -> None:
+    there = StatusPage(page.url, "payme", "key")
+    begins = datetime(2026, 12, 3, 2, tzinfo=EAT)
+    window = {"begins": begins, "ends": begins + timedelta(hours=3)}
+    planned = status_page.schedule_maintenance(there, name="PayMe 2.4.1", body="New orders stop.", **window)
+    assert status_page.maintenance(there, planned) == Maintenance("scheduled", **window)
+    assert "Scheduled maintenance" in page.get("/")
+    assert "03 Dec 02:00:00 EAT to 03 Dec 05:00:00 EAT" in page.get("/")
+    assert "All systems work" in page.get("/")
+    for status, banner in (("in_progress", "Under maintenance"), ("completed", "All systems work")):
+        status_page.update_incident(there, planned, status=status, body="")
+        assert status_page.maintenance(there, planned).status == status
+        assert banner in page.get("/")
+    with pytest.raises(ServiceRefused, match="status 404"):
+        status_page.maintenance(there, "none")
 
 
 def test_a_status_page_that_says_no_is_told_from_one_that_is_away(page: StandIn) -> None:

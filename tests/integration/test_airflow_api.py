@@ -56,6 +56,12 @@ def test_every_page_is_read(server: StandIn) -> None:
     assert (found[0].at, found[0].dag, found[0].run, found[0].task) == (AT, "deployment", "", "deploy")
 
 
+def test_a_log_longer_than_is_read_is_no_log(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(airflow_api, "_MAX_PAGES", 1)
+    with pytest.raises(ServiceRefused, match="longer than is read"):
+        airflow_api.events(AirflowApi(server.url, "auditor", "a-password"), ["patch_task_instance"], AT)
+
+
 def test_a_wrong_login_is_a_no_and_names_no_password(server: StandIn) -> None:
     api = AirflowApi(server.url, "auditor", "a-wrong-one")
     with pytest.raises(ServiceRefused, match="status 401") as refused:

@@ -113,3 +113,25 @@ def test_another_run_or_gate_does_not_count(ops: str) -> None:
         approvals.require(ops, run="another", gate=GATE, digest=DIGEST)
     with pytest.raises(NotApproved):
         approvals.require(ops, run=RUN, gate="another", digest=DIGEST)
+
+
+def test_each_gate_by_another_person_and_one_alone_only_with_a_reason(ops: str) -> None:
+    def answered(gate: str, responder: str, reason: str = "") -> None:
+        approvals.ask(ops, run=RUN, gate=gate, digest=DIGEST, requested_by="oncall")
+        approvals.answer(ops, run=RUN, gate=gate, choice="Approve", responder=responder, reason=reason)
+
+    answered("first", "approver")
+    answered("second", "approver")
+    assert [one.gate for one in approvals.of_run(ops, RUN)] == ["first", "second"]
+    with pytest.raises(NotApproved, match="the same person, approver"):
+        approvals.require_distinct(approvals.of_run(ops, RUN))
+    answered("second", "lead")
+    approvals.require_distinct(approvals.of_run(ops, RUN))
+    answered("first", "oncall", REASON)
+    answered("second", "oncall", REASON)
+    found = approvals.of_run(ops, RUN)
+    approvals.require_distinct(found)
+    assert [(one.gate, one.alone, one.responded_at is not None) for one in found] == [
+        ("first", True, True),
+        ("second", True, True),
+    ]

@@ -36,7 +36,7 @@ class Event:
 
 
 def events(api: AirflowApi, kinds: Sequence[str], since: datetime) -> list[Event]:
-    """Entries of these kinds since then, oldest first, 2,000 at most. Raises Unavailable, ServiceRefused."""
+    """Entries of these kinds since then, oldest first. Raises Unavailable, ServiceRefused; also of more than 2,000."""
     body = {"username": api.login, "password": api.password}
     token = http.expect(_SERVICE, "POST", f"{api.url}/auth/token", body=body).get("access_token", "")
     found: list[Event] = []
@@ -50,8 +50,13 @@ def events(api: AirflowApi, kinds: Sequence[str], since: datetime) -> list[Event
             raise ServiceRefused("Airflow's answer is not understood", expected='"event_logs"', found="something else")
         found += [_event(one) for one in page]
         if len(page) < _PAGE:
-            break
-    return found
+            return found
+    raise ServiceRefused(
+        "Airflow's event log is longer than is read",
+        expected=f"at most {_PAGE * _MAX_PAGES} entries since {since.isoformat()}",
+        found="more",
+        remedy="look in the UI under Browse, Audit Log: what was not read may be what counts",
+    )
 
 
 def _event(one: dict[str, Any]) -> Event:

@@ -51,10 +51,10 @@ def ask(
     thread: str = "",
     expires_at: datetime | None = None,
 ) -> None:
-    """Write the question down, before it is shown. Of one with `expires_at` people are reminded until then.
+    """Write the question down, before it is shown, with all that a reminder needs.
 
-    `link` leads to where it is answered, `thread` is the key of the alert it was told under. Raises
-    DatabaseUnavailable, DatabaseError.
+    `link` leads to where it is answered, `thread` is the key of the alert it was told under, after `expires_at` it
+    counts as rejected. Raises DatabaseUnavailable, DatabaseError.
     """
     values = {"run": run, "gate": gate, "digest": digest, "requested_by": requested_by, "subject": scrub(subject)}
     values |= {"link": link, "thread": thread}

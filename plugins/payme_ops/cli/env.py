@@ -1,0 +1,96 @@
+"""`python -m payme_ops env check`: the application's own variables, from a file, this process or Secrets Manager."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import boto3
+import typer
+from botocore.exceptions import BotoCoreError, ClientError
+
+from payme_ops.cli import doors
+from payme_ops.cli.backup import AsJson
+from payme_ops.cli.tables import evidence_json, evidence_table
+from payme_ops.foundation.errors import SettingsError, Unavailable
+from payme_ops.foundation.evidence import Check, Verdict, run_check
+from payme_ops.release import app_env
+from payme_ops.release.request import Environment
+
+app = typer.Typer(no_args_is_help=True, help="The PayMe application's own variables; values are never shown.")
+
+ITEM = "application_environment"
+_PROFILE = "payme_secrets"
+
+
+@app.command("check")
+def check(
+    *,
+    environment: Annotated[Environment, typer.Option(help="Whose they are; production asks for more.")],
+    file: Annotated[Path | None, typer.Option(help="An environment file.")] = None,
+    process: Annotated[bool, typer.Option("--process", help="The variables of this process.")] = False,
+    secret: Annotated[
+        str, typer.Option(help="A secret of AWS Secrets Manager, by the AWS profile payme_secrets.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Name everything that is missing, malformed, a placeholder or used twice. Exit code 3 when something is."""
+    values, source = _values(file, secret, process=process)
+    found = run_check(
+        Check(
+            ITEM,
+            "every variable is there and can be meant",
+            source,
+            lambda: app_env.examine(values, environment, source),
+        ),
+        actor=doors.run_name(),
+    )
+    if as_json:
+        typer.echo(json.dumps(evidence_json(found), indent=1))
+    else:
+        doors.out.print(evidence_table("env check", [found]))
+    if found.verdict is not Verdict.PASS:
+        raise typer.Exit(3)
+
+
+def _values(file: Path | None, secret: str, *, process: bool) -> tuple[dict[str, str], str]:
+    if [file is not None, bool(secret), process].count(True) != 1:
+        raise SettingsError(
+            "it is not said which variables to check",
+            expected="one of --file FILE, --secret NAME and --process",
+            found="none of them, or more than one",
+            remedy="name one of them",
+        )
+    if secret:
+        return app_env.read_secret(_secret(secret)), f"secret {secret}"
+    if file is None:
+        return {name: os.environ.get(name, "") for name in app_env.KNOWN}, "this process"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{file.name} cannot be read", expected="a text file in UTF-8", found=type(error).__name__
+        ) from None
+    return app_env.read_file(text), f"file {file.name}"
+
+
+def _secret(name: str) -> str:
+    """Its text. Raises SettingsError, Unavailable."""
+    try:
+        client = boto3.Session(profile_name=_PROFILE).client("secretsmanager")
+        return str(client.get_secret_value(SecretId=name)["SecretString"])
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", "none"))
+        raise SettingsError(
+            f"the secret {name} cannot be read",
+            expected=f"a secret that the profile {_PROFILE} may read",
+            found=code,
+            remedy="compare its name with `aws secretsmanager list-secrets`, and the profile's policy",
+        ) from None
+    except BotoCoreError as error:
+        raise Unavailable(
+            "AWS Secrets Manager could not be asked",
+            expected=f"the AWS profile {_PROFILE} with a region and credentials",
+            found=type(error).__name__,
+            remedy="add the profile (docs/first-run.md), or see whether AWS can be reached from here",
+        ) from None

@@ -43,6 +43,7 @@ types: setup  ## mypy, strict, tests too
 bench: setup  ## against the old script, the old loop and the limits: make bench SCALE=small|full
 	$(python) -m bench --scale $(SCALE) $(ARGS)
 	$(python) -m bench.migration --rows $(if $(filter full,$(SCALE)),2000000,200000)
+	$(python) -m bench.detect
 
 drill: setup  ## the restore test's mutation score: planted defects caught, false alarms
 	$(python) -m bench.drill

@@ -410,12 +410,19 @@ def _watchdog(root: Path, ports: Mapping[str, int], passwords: Mapping[str, str]
     """What it needs besides: Slack without Airflow, and a heartbeat monitor, which is one of Sentry's here."""
     token = root / "slack_token"
     _write_private(token, passwords["slack.token"] + "\n")
+    apis = {}
+    for name, variable in (("payme_api", "API"), ("payme_api_staging", "STAGING_API")):
+        file = root / f"{name}_token"
+        _write_private(file, passwords[f"{name}.token"] + "\n")
+        apis[f"PAYME_OPS__WATCHDOG__{variable}_URL"] = f"http://127.0.0.1:{ports[name]}"
+        apis[f"PAYME_OPS__WATCHDOG__{variable}_TOKEN_FILE"] = str(file)
     monitor = f"api/1/cron/watchdog/{passwords['sentry.key']}/?status=ok"
     return {
         "PAYME_OPS__SLACK__TOKEN_FILE": str(token),
         "PAYME_OPS__SLACK__API_URL": f"http://127.0.0.1:{ports['slack']}/api/",
         "PAYME_OPS__WATCHDOG__AIRFLOW_URL": f"http://127.0.0.1:{ports['airflow']}",
         "PAYME_OPS__WATCHDOG__HEARTBEAT_URL": f"http://127.0.0.1:{ports['sentry']}/{monitor}",
+        **apis,
     }
 
 

@@ -7,19 +7,22 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from payme_ops.backup import freshness
 from payme_ops.cli import watchdog as command
-from payme_ops.foundation import alert, settings
+from payme_ops.foundation import alert, payme_api, settings
 from payme_ops.foundation.alert import Severity
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import SettingsError, Unavailable
 from payme_ops.monitoring import airflow_health, watchdog
 from payme_ops.monitoring.watchdog import Round, Sign, Silences
+from payme_ops.release import orders
 from sandbox import postgres
 from sandbox.standin import Answer, Server
 from tests.integration.test_alert import ALERT
+from tests.support import releases
 from tests.support.installation import Installation
 from tests.support.ops import ops_database
 from tests.support.proxy import Proxy
@@ -421,3 +424,66 @@ class TestCommand:
         eventually(lambda: running.errors().count("going by memory") == 3, "a round of each", seconds=60)
         running.process.terminate()
         assert running.end().code == 143
+
+
+class TestOrders:
+    """A release that died with orders stopped."""
+
+    @pytest.fixture
+    def api(self, tmp_path: Path) -> Iterator[releases.Api]:
+        with releases.api(tmp_path) as running:
+            yield running
+
+    @pytest.fixture
+    def config(self, installation: Installation) -> settings.Settings:
+        installation.set("RELEASE__TEST_MERCHANT", releases.SETTINGS.test_merchant)
+        return settings.load()
+
+    def test_orders_are_taken_again_and_people_are_told_once(
+        self, ops: str, slack: StandIn, api: releases.Api, config: settings.Settings
+    ) -> None:
+        release = releases.release(ops)
+        orders.freeze(ops, release, api.asks, config.release)
+        silences, apis = Silences(ops, slack.client(), "me"), {"production": api.asks}
+        command.take_orders_again(ops, apis, silences, slack.client(), config)
+        assert told(slack) == []
+        with psycopg.connect(ops, autocommit=True) as admin:
+            admin.execute("UPDATE ops.terms SET expires_at = now() - interval '1 s'")
+        for _ in range(2):
+            command.take_orders_again(ops, apis, silences, slack.client(), config)
+        (message,) = slack.messages
+        assert message["text"].startswith("The watchdog has orders taken again in production: release/production-2.4.1")
+        found = payme_api.orders(api.asks)
+        assert found
+        assert not found.frozen
+
+    def test_an_api_that_is_away_is_told_and_tried_until_it_is_there(
+        self, ops: str, slack: StandIn, api: releases.Api, config: settings.Settings
+    ) -> None:
+        orders.freeze(ops, releases.release(ops), api.asks, config.release)
+        silences, apis = Silences(ops, slack.client(), "me"), {"production": api.asks}
+
+        def look() -> None:
+            with psycopg.connect(ops, autocommit=True) as admin:
+                admin.execute("UPDATE ops.terms SET expires_at = now() - interval '1 s' WHERE ended_at IS NULL")
+            command.take_orders_again(ops, apis, silences, slack.client(), config)
+            command.take_orders_again(ops, apis, silences, slack.client(), config)  # while its own try stands
+
+        api.stand_in.fail(503)
+        look()
+        look()
+        (message,) = slack.messages
+        assert message["text"].startswith("Orders are stopped in production, and cannot be taken again: release/")
+        api.stand_in.fail(None)
+        look()
+        assert [text.split(":")[0] for text in (one["text"] for one in slack.messages[1:])] == [
+            "The watchdog has orders taken again in production",
+            "Over",
+        ]
+
+    @pytest.mark.parametrize("name", ["API", "STAGING_API"])
+    def test_an_api_without_a_token_is_refused(self, installation: Installation, name: str) -> None:
+        installation.set(f"WATCHDOG__{name}_URL", "http://127.0.0.1:1")
+        installation.set(f"WATCHDOG__{name}_TOKEN_FILE", None)
+        with pytest.raises(SettingsError, match=f"WATCHDOG__{name}_TOKEN_FILE"):
+            command._apis(settings.load())

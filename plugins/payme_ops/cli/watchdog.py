@@ -2,24 +2,30 @@
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 
 from payme_ops.backup import freshness
 from payme_ops.cli import doors
-from payme_ops.foundation import settings
-from payme_ops.foundation.alert import Severity, Slack
+from payme_ops.foundation import alert, lease, settings
+from payme_ops.foundation.alert import Alert, Severity, Slack
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import SettingsError
 from payme_ops.foundation.evidence import Evidence, Verdict, plain
+from payme_ops.foundation.payme_api import PaymeApi
 from payme_ops.foundation.settings import Profile, Settings
 from payme_ops.monitoring import airflow_health
 from payme_ops.monitoring import watchdog as watching
 from payme_ops.monitoring.watchdog import Round, Sign, Silences
+from payme_ops.release import orders
+from payme_ops.release.orders import Expired
 
 _SLACK_SECONDS = 10
 # A region may be away for some minutes; a target that is missed is told at once.
 _PATIENCE_UNKNOWN = timedelta(minutes=15)
+_WHO = "watchdog"
+_PAGE = "Runbook: docs/watchdog.md"
 
 
 def watchdog() -> None:
@@ -33,15 +39,70 @@ def watchdog() -> None:
     def silences() -> Silences:  # each round its own: they run in threads
         return Silences(doors.OPS, slack, config.alert.owner)
 
-    airflow, alerts, backups = silences(), silences(), silences()
-    half_a_minute = timedelta(seconds=30)
-    # What another domain must not leave lying, for example a release's frozen orders, becomes a round here.
+    airflow, alerts, backups, stopped = silences(), silences(), silences(), silences()
+    half_a_minute, apis = timedelta(seconds=30), _apis(config)
     rounds = [
         Round("airflow", half_a_minute, lambda: airflow.take(airflow_health.look(url))),
         Round("alerts", half_a_minute, lambda: alerts.take(watching.resend(doors.OPS, slack))),
         Round("freshness", timedelta(minutes=5), lambda: backups.take(_freshness(config, url))),
+        Round("orders", timedelta(seconds=15), lambda: take_orders_again(doors.OPS, apis, stopped, slack, config)),
     ]
     watching.run(rounds, heartbeat, threading.Event())
+
+
+def take_orders_again(
+    ops: str, apis: Mapping[str, PaymeApi], silences: Silences, slack: Slack, config: Settings
+) -> None:
+    """Where a release has stopped orders and nobody renewed that: take them again, and tell people.
+
+    Raises Unavailable when nobody could be told, DatabaseUnavailable.
+    """
+    done = orders.resume_expired(ops, apis, _WHO, config.release.test_merchant)
+    for one in done:
+        if not one.error:
+            alert.raise_alert(ops, _taken_again(one, config.alert.owner), slack)
+    tried = {one.environment for one in done}
+    # Between two tries the term is ours and alive: no news is no good news then.
+    quiet = [name for name in apis if name not in tried and lease.living_term(ops, f"{orders.PREFIX}{name}") is None]
+    silences.take([*map(_stopped, done), *(_stopped(Expired(name, "", "", "")) for name in quiet)])
+
+
+def _taken_again(one: Expired, owner: str) -> Alert:
+    return Alert(
+        key=f"orders:{one.environment}",
+        occurrence=f"{one.holder}/{one.since}",
+        severity=Severity.CRITICAL,
+        what=f"The watchdog has orders taken again in {one.environment}",
+        why=f"{one.holder} stopped them at {one.since} and was not heard of since. Orders are taken now.",
+        since=utc_now(),
+        next=f"See what became of that run; nothing may be deployed by it any more. {_PAGE}",
+        owner=owner,
+        runbook="",
+        link="",
+    )
+
+
+def _stopped(one: Expired) -> Sign:
+    return Sign(
+        item=f"orders_{one.environment}",
+        silent=bool(one.error),
+        what=f"Orders are stopped in {one.environment}, and cannot be taken again",
+        why=f"{one.holder}, since {one.since}: {one.error}" if one.error else "orders are taken",
+        next=f"Take them again at the API (/admin/orders/resume); it is tried every half minute. {_PAGE}",
+    )
+
+
+def _apis(config: Settings) -> dict[str, PaymeApi]:
+    """The API of each environment that the watchdog was told of."""
+    doors_of = {
+        "production": (config.watchdog.api_url, config.watchdog.api_token_file, "API"),
+        "staging": (config.watchdog.staging_api_url, config.watchdog.staging_api_token_file, "STAGING_API"),
+    }
+    return {
+        name: PaymeApi(url, _token(file, f"PAYME_OPS__WATCHDOG__{variable}_TOKEN_FILE"))
+        for name, (url, file, variable) in doors_of.items()
+        if url
+    }
 
 
 def _freshness(config: Settings, url: str) -> list[Sign]:
@@ -85,14 +146,18 @@ def _target(item: Evidence, url: str) -> Sign:
 def _slack(config: Settings) -> Slack:
     from slack_sdk import WebClient
 
-    file = config.slack.token_file
+    token = _token(config.slack.token_file, "PAYME_OPS__SLACK__TOKEN_FILE")
+    return Slack(WebClient(token, base_url=config.slack.api_url, timeout=_SLACK_SECONDS), config.slack.channel)
+
+
+def _token(file: Path | None, variable: str) -> str:
     try:
         token = file.read_text().strip() if file else ""
     except OSError as error:
-        raise _missing("PAYME_OPS__SLACK__TOKEN_FILE", f"{file}: {error.strerror}") from None
+        raise _missing(variable, f"{file}: {error.strerror}") from None
     if not token:
-        raise _missing("PAYME_OPS__SLACK__TOKEN_FILE", "no token")
-    return Slack(WebClient(token, base_url=config.slack.api_url, timeout=_SLACK_SECONDS), config.slack.channel)
+        raise _missing(variable, "no token")
+    return token
 
 
 def _airflow_url(config: Settings) -> str:

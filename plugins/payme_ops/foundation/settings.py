@@ -205,6 +205,20 @@ class WatchdogSettings(_Group):
         pattern=r"^$|^https?://\S+$",
         description="URL of a monitor elsewhere that the watchdog asks for every 30 s while it does its work.",
     )
+    api_url: str = Field(
+        default="",
+        pattern=r"^$|^https?://\S+[^/\s]$",
+        description="Base URL of the PayMe API, without a slash at its end: where the watchdog has orders taken again.",
+    )
+    api_token_file: Path | None = Field(
+        default=None, description="File with the token for that API's /admin; DAGs have the connection payme_api."
+    )
+    staging_api_url: str = Field(
+        default="",
+        pattern=r"^$|^https?://\S+[^/\s]$",
+        description="The same of staging, whose orders may be stopped, too.",
+    )
+    staging_api_token_file: Path | None = Field(default=None, description="File with the token for staging's /admin.")
 
 
 class MigrationSettings(_Group):

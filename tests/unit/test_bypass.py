@@ -47,7 +47,7 @@ def test_another_run_is_not_ours_and_one_call_for_many_is() -> None:
     assert bypass.found([event("patch_task_instance", run="manual__2", new_state="success")], RUNS) == []
     assert bypass.found([event("patch_task_instance", dag="backup_daily", run="x", new_state="success")], RUNS) == []
     many = [{"action": "update", "entities": [{"dag_run_id": RUNS["deployment"], "new_state": "success"}]}]
-    (found,) = bypass.found([event("bulk_task_instances", "", dag="~", run="~", actions=many)], RUNS)
+    (found,) = bypass.found([event("bulk_dag_runs", "", dag="~", run="~", actions=many)], RUNS)
     assert found.is_mark
 
 

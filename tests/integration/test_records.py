@@ -1,13 +1,18 @@
 """Records that lie beside nothing: each is kept once, in order, and counts only with its signature."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typer.testing import CliRunner
 
-from payme_ops.foundation import record, signing
+from payme_ops.backup import verification
+from payme_ops.cli import app
+from payme_ops.foundation import evidence, record, settings, signing
 from payme_ops.foundation.clock import utc_now
-from payme_ops.foundation.errors import Untrusted
+from payme_ops.foundation.errors import NotFound, Untrusted
+from payme_ops.foundation.evidence import Evidence, Verdict
 from payme_ops.foundation.record import Record
 from tests.support.installation import Installation
 from tests.support.proxy import Proxy
@@ -38,3 +43,24 @@ def test_one_that_somebody_else_signed_counts_for_nothing(installation: Installa
     record.keep(installation.store, FIRST, Ed25519PrivateKey.generate())
     with pytest.raises(Untrusted):
         record.newest(installation.store, "drill", TRUSTED, "KEYS")
+
+
+def test_on_a_shell_a_kept_record_verifies_and_one_flipped_byte_is_named(
+    installation: Installation, tmp_path: Path
+) -> None:
+    now = utc_now()
+    item = Evidence("deploy", Verdict.PASS, {"n": 1}, "once", "a", now, now, "s", evidence.digest({"n": 1}))
+    key = verification.signing_key(settings.load())
+    kept = record.keep(installation.store, replace(FIRST, kind="release", evidence=(item,)), key)
+    file = tmp_path / "record.json"
+    file.write_bytes(installation.store.get(kept))
+    good = CliRunner().invoke(app, ["record", "verify", str(file)])
+    assert good.exit_code == 0, good.output
+    assert "release a <b>: DONE" in good.output
+    assert "deploy" in good.output
+    file.write_bytes(file.read_bytes().replace(b'"once"', b'"onca"'))
+    bad = CliRunner().invoke(app, ["record", "verify", str(file)])
+    assert isinstance(bad.exception, Untrusted)
+    assert r"changed in item 1 (deploy)" in str(bad.exception)
+    missing = CliRunner().invoke(app, ["record", "verify", str(tmp_path / "none")])
+    assert isinstance(missing.exception, NotFound)

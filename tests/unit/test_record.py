@@ -109,6 +109,46 @@ def test_records_are_chained() -> None:
     assert record.digest(record.follow(made(verdict="REFUTED"), None)) != record.digest(second)
 
 
+THREE = made(evidence=tuple(finding({"rows": number}, item=f"item_{number}") for number in range(3)))
+
+
+def test_a_whole_record_verifies_and_one_without_a_chain_is_still_read() -> None:
+    assert record.verify(record.signed(THREE, KEY), TRUSTED, VARIABLE) == THREE
+    old = json.dumps(signing.sign(record.document(THREE), KEY)).encode()
+    assert record.read(old, TRUSTED, VARIABLE) == THREE
+
+
+@given(st.data())
+def test_any_flipped_byte_is_noticed(data: st.DataObject) -> None:
+    body = bytearray(record.signed(THREE, KEY))
+    at = data.draw(st.integers(0, len(body) - 1))
+    body[at] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises((Untrusted, RecordInvalid)):
+        record.verify(bytes(body), TRUSTED, VARIABLE)
+
+
+@pytest.mark.parametrize("field", ["threshold", "verdict", "measured", "ended", "remedy", "actor"])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_item_that_was_changed_is_named(number: int, field: str) -> None:
+    body = json.loads(record.signed(THREE, KEY))
+    body["document"]["evidence"][number][field] = "pass"
+    with pytest.raises((Untrusted, RecordInvalid), match=rf"changed in item {number + 1} \(item_{number}\)"):
+        record.verify(json.dumps(body, indent=1, sort_keys=True).encode(), TRUSTED, VARIABLE)
+
+
+def test_a_changed_header_a_missing_item_and_another_layout_are_named() -> None:
+    body = json.loads(record.signed(THREE, KEY))
+    body["document"]["verdict"] = "RELEASED"
+    with pytest.raises(Untrusted, match="changed in the header"):
+        record.verify(json.dumps(body).encode(), TRUSTED, VARIABLE)
+    body = json.loads(record.signed(THREE, KEY))
+    del body["document"]["evidence"][2]
+    with pytest.raises(Untrusted, match="changed in the list of items"):
+        record.verify(json.dumps(body).encode(), TRUSTED, VARIABLE)
+    with pytest.raises(RecordInvalid, match="layout"):
+        record.verify(record.signed(THREE, KEY) + b"\n", TRUSTED, VARIABLE)
+
+
 class Tags(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

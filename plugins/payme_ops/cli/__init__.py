@@ -14,7 +14,7 @@ import sys
 import typer
 
 from payme_ops.backup import preflight
-from payme_ops.cli import backup, copies, doors, env, freshness, migration, proof, retention, rollback, watchdog
+from payme_ops.cli import backup, copies, doors, env, freshness, migration, proof, record, retention, rollback, watchdog
 from payme_ops.cli.backup import AsJson
 from payme_ops.cli.tables import evidence_json, evidence_table
 from payme_ops.foundation import opsdb
@@ -45,6 +45,7 @@ backup.app.command("status")(freshness.backup_status)
 app.command("watchdog")(watchdog.watchdog)
 app.add_typer(migration.app, name="migration")
 app.add_typer(env.app, name="env")
+app.add_typer(record.app, name="record")
 app.add_typer(ops_db_app, name="ops-db")
 
 _EXIT: list[tuple[type[PaymeOpsError], int]] = [

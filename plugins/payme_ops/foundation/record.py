@@ -3,6 +3,7 @@
 Restore tests, migrations and releases leave records of this one shape, with one Markdown and one HTML form.
 """
 
+import hashlib
 import itertools
 import json
 import re
@@ -16,12 +17,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from payme_ops.foundation import evidence, signing
 from payme_ops.foundation.clock import show
-from payme_ops.foundation.errors import AlreadyExists, RecordInvalid
+from payme_ops.foundation.errors import AlreadyExists, RecordInvalid, Untrusted
 from payme_ops.foundation.evidence import Evidence, plain
 from payme_ops.foundation.objectstore import Bucket
 
 _FORMAT, VERSION = "payme-ops/record", 1
 _FOLDER = "records"
+_BESIDE = ("format", "version", "chain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ def parse(data: Any) -> Record:
         )
     try:
         parsed = _RECORD.validate_json(
-            json.dumps({name: value for name, value in data.items() if name not in ("format", "version")}), strict=True
+            json.dumps({name: value for name, value in data.items() if name not in _BESIDE}), strict=True
         )
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, item["loc"])) for item in error.errors(include_input=False)[:5])
@@ -72,6 +74,19 @@ def parse(data: Any) -> Record:
         if evidence.digest(item.measured) != item.sha256:
             raise RecordInvalid(f"the evidence of {item.item} does not fit its digest", expected=item.sha256)
     return parsed
+
+
+def chain(data: dict[str, Any]) -> list[str]:
+    """One SHA-256 (hex) for the header of a document, and one for each piece of evidence that takes in the one before.
+
+    So what differs from what was signed can be named. It is signed with the document; a record from before it had one
+    is read all the same.
+    """
+    header = {name: value for name, value in data.items() if name not in ("evidence", "chain")}
+    links = [evidence.digest(header)]
+    for item in data.get("evidence") or []:
+        links.append(hashlib.sha256(links[-1].encode() + evidence.canonical(item)).hexdigest())
+    return links
 
 
 def digest(record: Record) -> str:
@@ -86,7 +101,50 @@ def follow(record: Record, before: Record | None) -> Record:
 
 def signed(record: Record, key: Ed25519PrivateKey) -> bytes:
     """What is stored."""
-    return json.dumps(signing.sign(document(record), key), indent=1, sort_keys=True, ensure_ascii=False).encode()
+    data = document(record)
+    return _stored(signing.sign({**data, "chain": chain(data)}, key))
+
+
+def _stored(data: Any) -> bytes:
+    return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+
+def verify(body: bytes, trusted_keys: list[str], variable: str) -> Record:
+    """A stored record, every byte of it. Raises Untrusted or RecordInvalid naming the first part that was changed."""
+    try:
+        found = read(body, trusted_keys, variable)
+    except (Untrusted, RecordInvalid) as error:
+        where = changed_part(body)
+        if where is None:
+            raise
+        raise type(error)(
+            f"the record was changed in {where}",
+            expected="what was signed",
+            found=error.found or "something else",
+            remedy="ask for it again where it was kept, and find out who had this copy",
+        ) from None
+    if _stored(json.loads(body)) != body:
+        raise RecordInvalid(
+            "the record was changed in its layout",
+            expected="the bytes that were stored",
+            found="other blanks or another order, with the same content",
+            remedy="ask for it again where it was kept",
+        )
+    return found
+
+
+def changed_part(body: bytes) -> str | None:
+    """Which part of a stored record does not fit its chain: the header, or an item; None when that cannot be told."""
+    try:
+        data = json.loads(body)["document"]
+        told, links = list(data["chain"]), chain(data)
+        items = [str(item["item"])[:80] for item in data["evidence"]]
+    except (ValueError, KeyError, TypeError):
+        return None
+    for number, name in enumerate(["the header", *(f"item {number} ({name})" for number, name in enumerate(items, 1))]):
+        if number >= len(told) or told[number] != links[number]:
+            return name
+    return None if len(told) == len(links) else "the list of items"
 
 
 def read(body: bytes, trusted_keys: list[str], variable: str) -> Record:

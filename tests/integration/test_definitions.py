@@ -10,6 +10,7 @@ import pytest
 
 from payme_ops.backup import restore, truth
 from payme_ops.backup.manifest import Truth
+from payme_ops.foundation import content
 from payme_ops.foundation.errors import Unavailable
 from sandbox.postgres import Cluster
 from tests.support.installation import quiet
@@ -90,10 +91,10 @@ def test_a_dump_and_a_restore_make_no_difference(cluster: Cluster, tmp_path: Pat
 
 def test_each_change_is_named(cluster: Cluster) -> None:
     with filled(cluster) as source, psycopg.connect(source) as connection:
-        truth.pin_settings(connection)
+        content.pin_settings(connection)
 
         def now() -> Truth:
-            relations, sequences = truth.list_relations(connection), truth.list_sequences(connection)
+            relations, sequences = content.list_relations(connection), truth.list_sequences(connection)
             return truth.measure(connection, relations, sequences, skip_unlogged=False, report=quiet)
 
         before = now()
@@ -154,7 +155,7 @@ def test_what_is_dropped_meanwhile_is_another_try(cluster: Cluster) -> None:
         with psycopg.connect(conninfo, autocommit=True) as other:
             other.execute("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'")
             session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            truth.pin_settings(session)
+            content.pin_settings(session)
             other.execute("DROP FUNCTION f()")
         with pytest.raises(Unavailable, match="dropped while the truth was measured"):
             truth.measure(session, [], [], skip_unlogged=False, report=quiet)

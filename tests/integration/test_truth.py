@@ -20,6 +20,7 @@ from payme_ops.backup.manifest import (
     SequenceTruth,
     Truth,
 )
+from payme_ops.foundation import content
 from payme_ops.foundation.errors import TruthMismatch
 from sandbox.postgres import Cluster
 from tests.support.installation import quiet
@@ -124,7 +125,7 @@ def connection(database_: str) -> Iterator[psycopg.Connection]:
         made.execute("SELECT lo_unlink(oid) FROM pg_largeobject_metadata")
         made.execute("DROP SCHEMA IF EXISTS test CASCADE; DROP VIEW IF EXISTS v; DROP TABLE IF EXISTS t, u, w CASCADE")
         made.execute("DROP SEQUENCE IF EXISTS s; DROP EXTENSION IF EXISTS citext, pgcrypto")
-        assert truth.list_relations(made) == []
+        assert content.list_relations(made) == []
 
 
 def has_icu(connection: psycopg.Connection) -> bool:
@@ -300,9 +301,9 @@ def test_unlogged_tables_are_measured_on_a_primary_and_left_out_on_a_standby(
     connection.execute("CREATE UNLOGGED TABLE t (a int); INSERT INTO t VALUES (1)")
     assert relation(database_).rows == 1
     with psycopg.connect(database_) as session:
-        truth.pin_settings(session)
+        content.pin_settings(session)
         standby = truth.measure(
-            session, truth.list_relations(session), truth.list_sequences(session), skip_unlogged=True, report=quiet
+            session, content.list_relations(session), truth.list_sequences(session), skip_unlogged=True, report=quiet
         )
     assert (standby.relations[0].rows, standby.relations[0].content_hash) == (None, None)
     assert "unlogged" in standby.relations[0].note

@@ -28,6 +28,7 @@ from psycopg.rows import dict_row
 from payme_ops.backup import truth
 from payme_ops.backup.listing import ListingTee
 from payme_ops.backup.manifest import Dump, SequenceTruth, Server, Truth
+from payme_ops.foundation import content
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import DumpFailed, SteppedAside
 from payme_ops.foundation.postgres import (
@@ -139,9 +140,9 @@ class _Frozen:
 
 
 def _freeze(session: psycopg.Connection) -> _Frozen:
-    truth.pin_settings(session)
+    content.pin_settings(session)
     for _ in range(5):
-        relations = truth.list_relations(session)
+        relations = content.list_relations(session)
         session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         try:
             _lock(session, relations)
@@ -153,7 +154,7 @@ def _freeze(session: psycopg.Connection) -> _Frozen:
         # By our own clock, which also says when a run was asked for, and never later than the snapshot is.
         snapshot_at = utc_now()
         row = session.execute("SELECT pg_export_snapshot()").fetchone()
-        if row is not None and truth.list_relations(session) == relations:
+        if row is not None and content.list_relations(session) == relations:
             return _Frozen(row[0], snapshot_at, relations, _server(session), server_major(session))
         session.execute("ROLLBACK")
     raise _GaveWay("tables are being created or dropped all the time")

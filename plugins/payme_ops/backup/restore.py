@@ -20,6 +20,7 @@ from payme_ops.backup import scratch, truth
 from payme_ops.backup.manifest import Manifest, Server, Truth
 from payme_ops.backup.seal import Writer, parse_identity, unseal
 from payme_ops.backup.store import checked
+from payme_ops.foundation import content
 from payme_ops.foundation.errors import AlreadyExists, IntegrityError, NotFound, SettingsError, Unavailable
 from payme_ops.foundation.objectstore import MIB, Bucket
 from payme_ops.foundation.postgres import (
@@ -180,9 +181,9 @@ def run_tool(command: list[str | Path], secrets: dict[str, str], stdin: bytes = 
 def measure(conninfo: str, *, report: Report) -> Truth:
     """The truth of a database that nobody writes to. Raises DatabaseUnavailable, DatabaseError."""
     with connect(conninfo, application="payme_ops:truth") as session, speaking("measure rows and content"):
-        truth.pin_settings(session)
+        content.pin_settings(session)
         session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        relations, sequences = truth.list_relations(session), truth.list_sequences(session)
+        relations, sequences = content.list_relations(session), truth.list_sequences(session)
         return truth.measure(session, relations, sequences, skip_unlogged=False, report=report)
 
 

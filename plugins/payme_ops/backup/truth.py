@@ -1,19 +1,13 @@
 """What is true in one snapshot: rows and content hash of every table, and everything else a restore must bring back.
 
-The hash of a table is the sum over its rows of hash_record_extended(ROW(columns in name order)): independent of
-row and column order, one pass, about 1 s per million rows. Types whose equality hides a difference (numeric 1.0
-and 1.00, jsonb, enum, interval, float) go in by their binary form; types without a hash, arrays, composites and
-types of extensions by their text, with the settings that shape text pinned.
+How a table is hashed, and a definition written: payme_ops.foundation.content.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import sql
-from psycopg.rows import dict_row
-from psycopg.types.json import Jsonb
 
 from payme_ops.backup.manifest import (
     Definition,
@@ -25,23 +19,11 @@ from payme_ops.backup.manifest import (
     SequenceTruth,
     Truth,
 )
+from payme_ops.foundation import content
 from payme_ops.foundation.errors import TruthMismatch, Unavailable
 from payme_ops.foundation.progress import Report
 from payme_ops.foundation.sql import load
 
-# Equality of these types is identity of their bytes or text.
-_EXACT = {
-    *("bool", "bytea", "char", "name", "int2", "int4", "int8", "oid", "text", "varchar", "uuid"),
-    *("date", "time", "timetz", "timestamp", "timestamptz", "inet", "cidr", "macaddr", "macaddr8", "pg_lsn"),
-}
-_SEND = {
-    "numeric": "numeric_send",
-    "jsonb": "jsonb_send",
-    "interval": "interval_send",
-    "float4": "float4send",
-    "float8": "float8send",
-    "bpchar": "bpcharsend",  # without a length it keeps trailing blanks that equality and ::text do not see
-}
 # Whoever changes a text form in list_definitions.sql counts on: definitions of other forms are not compared.
 DEFINITIONS_FORM = 1
 # pg_class.relkind
@@ -51,44 +33,6 @@ _NOTES = {
     "m": "definition only; refreshed by the restore when it was populated",
     "f": "definition only; its rows live on another server",
 }
-_PINNED = {
-    "TimeZone": "UTC",
-    "DateStyle": "ISO, YMD",
-    "IntervalStyle": "iso_8601",
-    "bytea_output": "hex",
-    "extra_float_digits": "3",
-    "lc_monetary": "C",
-    "search_path": "",  # the text of a regclass has its schema where the path does not
-    "row_security": "off",
-    "quote_all_identifiers": "off",
-    "standard_conforming_strings": "on",
-    "lo_compat_privileges": "on",
-    # One core beside the dump's; the other sessions of a production server keep theirs.
-    "max_parallel_workers_per_gather": "0",
-    "statement_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-    "transaction_timeout": "0",
-}
-
-
-def pin_settings(connection: psycopg.Connection) -> None:
-    """Make text forms and visibility independent of the role's and server's defaults.
-
-    Settings that this server does not know (transaction_timeout before 17) or this role may not change
-    (lo_compat_privileges: the grants set it for the role) keep their values.
-    """
-    connection.execute(
-        "SELECT set_config(s.name, %(values)s::jsonb ->> s.name, false) FROM pg_settings AS s"
-        " WHERE %(values)s::jsonb ? s.name AND (s.context = 'user' OR (SELECT rolsuper FROM pg_roles"
-        " WHERE rolname = current_user))",
-        {"values": Jsonb(_PINNED)},
-    )
-
-
-def list_relations(connection: psycopg.Connection) -> list[dict[str, Any]]:
-    """Every relation to hold, in name order: oid, schema, name, kind, persistence, populated."""
-    with connection.cursor(row_factory=dict_row) as cursor:
-        return cursor.execute(load("backup/list_relations.sql")).fetchall()
 
 
 def list_sequences(connection: psycopg.Connection) -> list[SequenceTruth]:
@@ -117,7 +61,7 @@ def measure(
     Cost: one pass over every table on one core. Raises psycopg.Error; the caller says what it was doing. Raises
     Unavailable when an object was dropped meanwhile.
     """
-    columns = _columns(connection)
+    columns = content.hashed_columns(connection)
     measured = []
     for number, relation in enumerate(relations, 1):
         measured.append(_measure_relation(connection, relation, columns[relation["oid"]], skip_unlogged=skip_unlogged))
@@ -134,13 +78,13 @@ def measure(
         roles=list_roles(connection),
         grants=[
             Grant(name=name, owner=owner, privileges=privileges)
-            for name, owner, privileges in _still_there(connection.execute(load("backup/list_grants.sql")))
+            for name, owner, privileges in _still_there(content.grants(connection))
         ],
         large_objects=_large_objects(connection),
         definitions_form=DEFINITIONS_FORM,
         definitions=[
             Definition(kind=kind, name=name, sha256=sha256)
-            for kind, name, sha256 in _still_there(connection.execute(load("backup/list_definitions.sql")))
+            for kind, name, sha256 in _still_there(content.definitions(connection))
         ],
     )
 
@@ -159,24 +103,6 @@ def _still_there(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
         yield row
 
 
-def _columns(connection: psycopg.Connection) -> dict[int, list[sql.Composable]]:
-    expressions: dict[int, list[sql.Composable]] = defaultdict(list)
-    for oid, name, builtin_type, is_enum, hides in connection.execute(load("backup/list_columns.sql")):
-        expressions[oid].append(_expression(sql.Identifier(name), builtin_type, is_enum, hides))
-    return expressions
-
-
-def _expression(column: sql.Identifier, builtin_type: str | None, is_enum: bool, hides: bool) -> sql.Composable:
-    """How one column enters the row hash."""
-    if is_enum:
-        return sql.SQL("enum_send({})").format(column)
-    if builtin_type in _SEND:
-        return sql.SQL("{}({})").format(sql.Identifier("pg_catalog", _SEND[builtin_type]), column)
-    if builtin_type in _EXACT and not hides:
-        return column
-    return sql.SQL("textsend({}::text)").format(column)
-
-
 def _measure_relation(
     connection: psycopg.Connection, relation: dict[str, Any], columns: list[sql.Composable], *, skip_unlogged: bool
 ) -> RelationTruth:
@@ -185,20 +111,16 @@ def _measure_relation(
         note = "unlogged: its rows exist on the primary only"
     if kind == "m" and not relation["populated"]:
         note = "definition only; it was not populated"
-    rows, content = None, None
+    rows: int | None = None
+    found: str | None = None
     if not note:
-        total = sql.SQL("sum(hash_record_extended(ROW({}), 0))").format(sql.SQL(", ").join(columns))
-        query = sql.SQL("SELECT count(*), coalesce({}, 0)::text FROM ONLY {}").format(
-            total if columns else sql.SQL("0"), sql.Identifier(relation["schema"], relation["name"])
-        )
-        row = connection.execute(query).fetchone()
-        rows, content = row if row else (None, None)
+        rows, found = content.rows_and_hash(connection, relation["schema"], relation["name"], columns)
     return RelationTruth(
         schema_name=relation["schema"],
         name=relation["name"],
         kind=KINDS[kind],
         rows=rows,
-        content_hash=content,
+        content_hash=found,
         note=note,
     )
 

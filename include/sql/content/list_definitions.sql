@@ -5,7 +5,7 @@
 -- one way, and after a dump and a restore in another with other casts, though nothing has changed.
 -- Left out: members of extensions (CREATE EXTENSION brings them), what PostgreSQL makes by itself for partitions, and
 -- what pg_dump leaves out: indexes that are not valid, what is temporary, and what was added to pg_catalog.
--- Whoever changes a text form here counts truth.DEFINITIONS_FORM on, or every older backup would look refuted.
+-- Whoever changes a text form here counts DEFINITIONS_FORM in backup/truth.py on, or every older backup would look refuted.
 -- A name is NULL when the object was dropped after the snapshot: functions of PostgreSQL look at what is now.
 WITH member AS (
     SELECT classid, objid FROM pg_depend WHERE deptype = 'e'

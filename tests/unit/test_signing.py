@@ -68,6 +68,14 @@ def test_any_flipped_bit_of_document_or_signature_is_found() -> None:
                 verify(signed, TRUSTED)
 
 
+def test_a_signature_has_one_form() -> None:
+    value = SIGNED["signature"]["value"]
+    same = value[:-3] + chr(ord(value[-3]) + 1) + value[-2:]
+    assert base64.b64decode(same) == base64.b64decode(value)  # or the test below shows nothing
+    with pytest.raises(Untrusted):
+        verify({**SIGNED, "signature": {**SIGNED["signature"], "value": same}}, TRUSTED)
+
+
 def test_another_key_is_named() -> None:
     with pytest.raises(Untrusted, match="not trusted") as caught:
         verify(sign(DOCUMENT, KEY), [public_key(OTHER)])

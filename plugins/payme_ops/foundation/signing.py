@@ -46,16 +46,19 @@ def load_private_key(path: Path | None, variable: str = "PAYME_OPS__BACKUP__SIGN
 
 def public_key(key: Ed25519PrivateKey) -> str:
     """Raw public key, base64: the form of PAYME_OPS__BACKUP__TRUSTED_KEYS."""
-    return base64.b64encode(key.public_key().public_bytes_raw()).decode()
+    return _encoded(key.public_key().public_bytes_raw())
 
 
 def sign(document: dict[str, Any], key: Ed25519PrivateKey) -> dict[str, Any]:
     """The document with its signature."""
-    value = base64.b64encode(key.sign(canonical(document))).decode()
     return {
         "document": document,
-        "signature": {"algorithm": _ALGORITHM, "key": public_key(key), "value": value},
+        "signature": {"algorithm": _ALGORITHM, "key": public_key(key), "value": _encoded(key.sign(canonical(document)))},
     }
+
+
+def _encoded(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
 
 
 def verify(signed: Any, trusted_keys: list[str], variable: str = "PAYME_OPS__BACKUP__TRUSTED_KEYS") -> dict[str, Any]:
@@ -64,7 +67,8 @@ def verify(signed: Any, trusted_keys: list[str], variable: str = "PAYME_OPS__BAC
     try:
         document, signature = signed["document"], signed["signature"]
         algorithm, key, value = signature["algorithm"], signature["key"], base64.b64decode(signature["value"])
-        if not isinstance(document, dict) or algorithm != _ALGORITHM:
+        # The last character of base64 has bits that count for nothing: only the form that `sign` writes is taken.
+        if not isinstance(document, dict) or algorithm != _ALGORITHM or _encoded(value) != signature["value"]:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise Untrusted("the document is not signed", expected="an Ed25519 signature", remedy=remedy) from None

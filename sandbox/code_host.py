@@ -2,11 +2,12 @@
 
     python -m sandbox.code_host --port 8095 --state .demo/code_host.json
 
-Each build has a pull request by `dev`, approved by `reviewer`, green required checks and a rollback plan. `POST /repo`
-with commit, and reviews, checks, files or required, changes what there is; `GET /` shows it.
+Each build has a pull request by `dev`, approved by `reviewer`, green required checks, a rollback plan and one old
+migration. `POST /repo` with commit, and reviews, checks, files or required, changes what there is; `GET /` shows it.
 """
 
 import base64
+import hashlib
 import html
 import re
 from pathlib import Path
@@ -20,6 +21,8 @@ REQUIRED = ("lint", "test", "security")
 PLAN = "docs/rollback.md"
 _REPO = re.compile(r"/repos/([\w.-]+/[\w.-]+)/(.+)")
 _PLAN_TEXT = "# Rollback\n\nDeploy the previous commit. Its code runs on the schema of this one.\n"
+# What every build has; its migrations have been applied long ago.
+_FILES = {PLAN: _PLAN_TEXT, "drizzle/0000_payme.sql": "SELECT 1;\n"}
 _SETTABLE = {"reviews": list, "checks": dict, "files": dict, "required": list}
 
 
@@ -98,14 +101,22 @@ def _read(journal: Journal, parts: list[str], query: dict[str, str]) -> Answer:
 
 
 def _contents(journal: Journal, commit: str, path: str) -> Answer:
-    files = _of(journal, commit, "files", {PLAN: _PLAN_TEXT})
+    files = _of(journal, commit, "files", _FILES)
     if path in files:
         content = base64.b64encode(str(files[path]).encode()).decode()
         return Answer({"type": "file", "path": path, "encoding": "base64", "content": content})
-    inside = sorted({name[len(path) + 1 :] for name in files if name.startswith(f"{path}/")})
+    inside = {name[len(path) + 1 :]: str(text) for name, text in sorted(files.items()) if name.startswith(f"{path}/")}
     if not inside:
         raise Refused(404, {"message": "Not Found"})
-    return Answer([{"type": "file", "name": name} for name in inside if "/" not in name])
+    return Answer(
+        [{"type": "file", "name": name, "sha": _blob(text)} for name, text in inside.items() if "/" not in name]
+    )
+
+
+def _blob(text: str) -> str:
+    """As git names a file's content."""
+    data = text.encode()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _known(commit: str) -> str:

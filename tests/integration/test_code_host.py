@@ -133,9 +133,18 @@ def test_a_commit_nobody_has_was_not_reviewed(host: GitHub) -> None:
 
 def test_folders_and_files_at_a_commit(server: StandIn, host: GitHub) -> None:
     put(server, files={"drizzle/0010_x.sql": "SELECT 1", "drizzle/down/0010_x.sql": "SELECT 2"})
-    assert host.directory("drizzle", COMMIT) == ["0010_x.sql"]
-    assert host.directory("drizzle", OTHER) == []
+    found = host.directory("drizzle", COMMIT)
+    assert list(found) == ["0000_payme.sql", "0010_x.sql"]
+    assert found["0010_x.sql"] == "7a8f142d2217b8bec0f1aa6579c1130521a3a9ea"  # git hash-object
+    assert list(host.directory("drizzle", OTHER)) == ["0000_payme.sql"]
+    assert host.directory("elsewhere", COMMIT) == {}
     assert host.file("drizzle/down/0010_x.sql", COMMIT) == b"SELECT 2"
+
+
+def test_a_folder_that_is_not_listed_whole_is_refused(tmp_path: Path) -> None:
+    listed = [{"type": "file", "name": f"{number}.sql", "sha": "a"} for number in range(1000)]
+    with standins.served(answering(listed), tmp_path) as there, pytest.raises(ServiceRefused, match="listed whole"):
+        GitHub(there.url, "t", "payme/api").directory("drizzle", COMMIT)
 
 
 @pytest.mark.parametrize("status", [500, 429])

@@ -13,12 +13,13 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from payme_ops.foundation import http
-from payme_ops.foundation.errors import Unavailable
+from payme_ops.foundation.errors import ServiceRefused, Unavailable
 from payme_ops.foundation.evidence import Finding, Verdict, failed, passed
 from payme_ops.release.request import Request
 
 _SERVICE = "the code host"
 _PAGE, _MAX_PAGES = 100, 20
+_MOST_ENTRIES = 1000  # of a folder, without a second page
 _CUT = 100
 
 
@@ -61,8 +62,8 @@ class CodeHost(Protocol):
     def file(self, path: str, commit: str) -> bytes | None:
         """A file as it is at the commit; None when it is not there."""
 
-    def directory(self, path: str, commit: str) -> list[str]:
-        """Names of the files in a folder at the commit; none when it is not there."""
+    def directory(self, path: str, commit: str) -> dict[str, str]:
+        """Name to git's hash of the files in a folder at the commit; none when it is not there."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,19 @@ class GitHub:
             return None
         return base64.b64decode(str(answer.body.get("content", "")))
 
-    def directory(self, path: str, commit: str) -> list[str]:
-        """GET …/contents/{path}?ref={sha}, which answers at most 1,000 entries."""
+    def directory(self, path: str, commit: str) -> dict[str, str]:
+        """GET …/contents/{path}?ref={sha}. Raises ServiceRefused for a folder that it does not list whole."""
         answer = self._get(f"/contents/{quote(path)}?ref={commit}")
-        return sorted(str(one["name"]) for one in answer.items if one.get("type") == "file") if answer else []
+        items = answer.items if answer else []
+        if len(items) >= _MOST_ENTRIES:
+            raise ServiceRefused(
+                f"{path} cannot be listed whole",
+                expected=f"fewer than {_MOST_ENTRIES} entries, all that the code host answers",
+                found="as many, or more",
+                remedy="move what is old into a folder below it",
+            )
+        found = {str(one["name"]): str(one.get("sha", "")) for one in items if one.get("type") == "file"}
+        return dict(sorted(found.items()))
 
     def _get(self, path: str, missing: tuple[int, ...] = (404,)) -> http.Answer | None:
         url = f"{self.url}/repos/{self.repository}{path}"

@@ -275,6 +275,11 @@ class ReleaseSettings(_Group):
     branch: str = Field(
         default="main", min_length=1, description="Branch whose required checks a release must have passed."
     )
+    migrations_path: str = Field(
+        default="drizzle",
+        min_length=1,
+        description="Folder of the application's repository with its migrations; their down scripts are in down/.",
+    )
     freeze_seconds: int = Field(
         default=240, ge=8, le=600, description="Seconds after which frozen orders are taken again unless renewed."
     )

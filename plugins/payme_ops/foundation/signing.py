@@ -51,9 +51,10 @@ def public_key(key: Ed25519PrivateKey) -> str:
 
 def sign(document: dict[str, Any], key: Ed25519PrivateKey) -> dict[str, Any]:
     """The document with its signature."""
+    value = _encoded(key.sign(canonical(document)))
     return {
         "document": document,
-        "signature": {"algorithm": _ALGORITHM, "key": public_key(key), "value": _encoded(key.sign(canonical(document)))},
+        "signature": {"algorithm": _ALGORITHM, "key": public_key(key), "value": value},
     }
 
 

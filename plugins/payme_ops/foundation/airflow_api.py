@@ -1,8 +1,14 @@
-"""Airflow's event log, read by an account that may only read: who did what to a run by hand."""
+"""Airflow's API, read by an account that may only read: its event log, and the tasks of runs as they stand.
 
-from collections.abc import Sequence
+The log has two kinds of entries. People's calls are written before they are checked, so a refused one is there, too;
+`extra` is what the call was given. What a task came to is written when the task itself says so, and only then: nobody
+can make such an entry by the API.
+"""
+
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -23,8 +29,16 @@ class AirflowApi:
 
 
 @dataclass(frozen=True)
+class Reader:
+    """The API, signed in to."""
+
+    url: str
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Event:
-    """One entry of the log. `extra` is what the API was given, as JSON text."""
+    """One entry of the log. `extra` is what the API was given, as JSON text; `attempt` and `index` are a task's own."""
 
     at: datetime
     event: str
@@ -33,32 +47,103 @@ class Event:
     run: str
     task: str
     extra: str
+    attempt: int | None = None
+    index: int = -1
 
 
-def events(api: AirflowApi, kinds: Sequence[str], since: datetime) -> list[Event]:
-    """Entries of these kinds since then, oldest first. Raises Unavailable, ServiceRefused; also of more than 2,000."""
+@dataclass(frozen=True)
+class Task:
+    """A task of a run as it stands. `born` is when this try of it was made: with its run, by a retry or by a clear."""
+
+    dag: str
+    run: str
+    task: str
+    state: str
+    attempt: int
+    index: int
+    operator: str
+    born: datetime
+    ended: datetime | None
+
+
+def sign_in(api: AirflowApi) -> Reader:
+    """Raises Unavailable, ServiceRefused."""
     body = {"username": api.login, "password": api.password}
-    token = http.expect(_SERVICE, "POST", f"{api.url}/auth/token", body=body).get("access_token", "")
-    found: list[Event] = []
+    answer = http.expect(_SERVICE, "POST", f"{api.url}/auth/token", body=body)
+    return Reader(api.url, str(answer.get("access_token", "")))
+
+
+def calls(reader: Reader, kinds: Collection[str], since: datetime) -> list[Event]:
+    """People's calls of these kinds since then, of all DAGs, oldest first. Raises as `sign_in`; also of over 2,000."""
     # Not by DAG and run: a call for many runs at once is logged without them, and names them in its body.
-    asked = {"included_events": list(kinds), "after": since.isoformat(), "limit": _PAGE, "order_by": "event_log_id"}
+    asked = {"included_events": list(kinds), "after": since.isoformat(), "order_by": "event_log_id"}
+    return [_event(one) for one in _pages(reader, "/eventLogs", "event_logs", asked)]
+
+
+def endings(reader: Reader, runs: Sequence[str], states: Collection[str]) -> list[Event]:
+    """What tasks of these runs came to, as they said themselves; other runs may be among them. Raises as `calls`."""
+    asked = {"included_events": list(states), "run_id_pattern": "|".join(runs), "order_by": "event_log_id"}
+    return [_event(one) for one in _pages(reader, "/eventLogs", "event_logs", asked)]
+
+
+def tasks(reader: Reader, runs: Mapping[str, str]) -> list[Task]:
+    """The tasks of these runs (DAG to run id). Raises as `calls`."""
+    asked = {"run_id_pattern": "|".join(sorted({*runs.values()})), "order_by": "id"}
+    found = [_task(one) for one in _pages(reader, "/dags/~/dagRuns/~/taskInstances", "task_instances", asked)]
+    return [one for one in found if runs.get(one.dag) == one.run]
+
+
+def _pages(reader: Reader, path: str, name: str, asked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for number in range(_MAX_PAGES):
-        query = urlencode({**asked, "offset": number * _PAGE}, doseq=True)
-        url = f"{api.url}/api/v2/eventLogs?{query}"
-        page = http.expect(_SERVICE, "GET", url, authorization=f"Bearer {token}").get("event_logs")
+        query = urlencode({**asked, "limit": _PAGE, "offset": number * _PAGE}, doseq=True)
+        answer = http.expect(
+            _SERVICE, "GET", f"{reader.url}/api/v2{path}?{query}", authorization=f"Bearer {reader.token}"
+        )
+        page = answer.get(name)
         if not isinstance(page, list):
-            raise ServiceRefused("Airflow's answer is not understood", expected='"event_logs"', found="something else")
-        found += [_event(one) for one in page]
+            raise _not_understood(f'"{name}"', "something else")
+        yield from page
         if len(page) < _PAGE:
-            return found
+            return
     raise ServiceRefused(
-        "Airflow's event log is longer than is read",
-        expected=f"at most {_PAGE * _MAX_PAGES} entries since {since.isoformat()}",
+        f"Airflow's answer to {path} is longer than is read",
+        expected=f"at most {_PAGE * _MAX_PAGES} entries",
         found="more",
         remedy="look in the UI under Browse, Audit Log: what was not read may be what counts",
     )
 
 
 def _event(one: dict[str, Any]) -> Event:
-    names = ("event", "owner", "dag_id", "run_id", "task_id", "extra")
-    return Event(datetime.fromisoformat(str(one["when"])), *(str(one.get(name) or "") for name in names))
+    names, index = ("event", "owner", "dag_id", "run_id", "task_id", "extra"), one.get("map_index")
+    event, user, dag, run, task, extra = (str(one.get(name) or "") for name in names)
+    at, index = datetime.fromisoformat(str(one["when"])), -1 if index is None else index
+    return Event(at, event, user, dag, run, task, extra, one.get("try_number"), index)
+
+
+def _task(one: dict[str, Any]) -> Task:
+    ended = one.get("end_date")
+    return Task(
+        dag=str(one["dag_id"]),
+        run=str(one["dag_run_id"]),
+        task=str(one["task_id"]),
+        state=str(one.get("state") or ""),
+        attempt=int(one["try_number"]),
+        index=int(one["map_index"]),
+        operator=str(one.get("operator") or ""),
+        born=_born(str(one["id"])),
+        ended=datetime.fromisoformat(ended) if ended else None,
+    )
+
+
+def _born(number: str) -> datetime:
+    """A task's id is a UUID of version 7, which begins with the time; a clear gives it a new one and changes no other
+    time of it.
+    """
+    found = uuid.UUID(number)
+    if found.version != 7:
+        raise _not_understood("ids of tasks that hold their time", f"version {found.version}")
+    return datetime.fromtimestamp((found.int >> 80) / 1000, UTC)
+
+
+def _not_understood(expected: str, found: str) -> ServiceRefused:
+    return ServiceRefused("Airflow's answer is not understood", expected=expected, found=found)

@@ -1,34 +1,63 @@
-"""Who set a task of a release by hand, by Airflow's event log.
+"""Whose tasks of a release were set by hand, by Airflow's tasks and its event log.
 
 Marking a task as success makes no evidence, so nothing dangerous goes on by it; but it may hide that something was not
-looked at. So it is found, stands in the record, and the go or no-go is void until the task has been run after it. The
-names of events are those of Airflow 3.3.2's API functions (core_api/routes/public).
+looked at. So it is found, stands in the record, and the go or no-go is void until the task has been run.
 
-The log has limits: 3.3.2 does not write down a call that sets many tasks at once (bulk_task_instances), nor one that
-deletes a task (delete_task_instance), and it does write down calls that were then refused.
+A task that ends itself says so in the log, with its try, after that try was made. A task that is `success` or `skipped`
+without having said so was set. Seen on Airflow 3.3.2 (tests/e2e/test_bypasses.py does it again):
+
+| what was done                                  | in the log                  | the task then                        |
+|------------------------------------------------|-----------------------------|--------------------------------------|
+| it ran, asked, was deferred, or skipped itself | its state, with its try     | that state, start, end, process      |
+| marked as success, not started                 | patch_task_instance         | success, try 0, no process           |
+| marked as success, running or failed           | patch_task_instance         | success, try and process of that try |
+| many marked at once (bulk_task_instances)      | nothing                     | as one marked                        |
+| a task group marked                            | patch_task_group_instances  | as one marked; no task is named      |
+| the whole run marked as success                | patch_dag_run               | running ones success, as one marked  |
+| a question marked as success                   | patch_task_instance         | success, try and process of asking   |
+| cleared, then marked before it ran again       | the clear; not a bulk mark  | as it ended before, with a new id    |
+| cleared and run again                          | the clear; its state, try 2 | success, try 2                       |
+| skipped by the scheduler after a rejection     | nothing                     | skipped, try 0: as one marked        |
+| deleted (delete_task_instance)                 | nothing                     | not there; its evidence is kept      |
+| refused with 403                               | as if it had been done      | unchanged                            |
+| its XCom rewritten                             | update_xcom_entry           | unchanged                            |
+
+What the scheduler skips looks like a mark, and counts as one: before a deploy nothing of a release is skipped unless
+somebody rejected something, and then that has to be cleared in any case. The names of calls are those of Airflow's API
+functions (core_api/routes/public).
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
 
 from payme_ops.foundation import airflow_api
-from payme_ops.foundation.airflow_api import AirflowApi, Event
+from payme_ops.foundation.airflow_api import AirflowApi, Event, Task
 from payme_ops.foundation.clock import show
 from payme_ops.foundation.evidence import Evidence, Finding, Verdict, passed
+from payme_ops.release.checklist import PREPARED
 from payme_ops.release.request import Release
 
 MARKS = (
     *("patch_task_instance", "patch_task_group_instances"),
     *("patch_dag_run", "bulk_dag_runs", "delete_dag_run"),
 )
-CLEARS = ("post_clear_task_instances", "clear_dag_run", "clear_dag_runs")
+CLEARS = ("post_clear_task_instances", "clear_dag_run", "clear_dag_runs", "clear_dag_run_partitions")
+REWRITES = ("create_xcom_entry", "update_xcom_entry", "delete_xcom_entry")
+ENDINGS = ("success", "skipped")
+
+# The scheduler itself ends a task that has nothing to do, and says nothing.
+_NEVER_RUN = "EmptyOperator"
+# Clocks of workers, API server and ops database may differ that much.
+_SKEW = timedelta(minutes=1)
+_MAX_CALLS = 40
 
 
 @dataclass(frozen=True)
-class Bypass:
-    """One thing done by hand. `task` is "" for a whole run or several tasks."""
+class Call:
+    """What somebody asked Airflow to do, also when it refused. `task` is "" for a whole run or several tasks."""
 
     at: datetime
     by: str
@@ -36,18 +65,24 @@ class Bypass:
     dag: str
     task: str
 
-    @property
-    def is_mark(self) -> bool:
-        """Whether a state was set; a clear only lets it run again."""
-        return self.what.startswith("set")
+
+@dataclass(frozen=True)
+class Mark:
+    """A task that does not stand as it ended. `by` is "" where the log does not say."""
+
+    dag: str
+    task: str
+    why: str
+    at: datetime | None
+    by: str
 
 
-def found(events: Sequence[Event], runs: Mapping[str, str]) -> list[Bypass]:
-    """What was done by hand to these runs (DAG to run id)."""
+def found(events: Sequence[Event], runs: Mapping[str, str]) -> list[Call]:
+    """What was asked for by hand of these runs (DAG to run id)."""
     return [
-        Bypass(one.at, one.user, _words(one), one.dag if one.dag in runs else "", one.task)
+        Call(one.at, one.user, _words(one), one.dag if one.dag in runs else "", one.task)
         for one in events
-        if one.event in (*MARKS, *CLEARS) and _is_ours(one, runs)
+        if one.event in (*MARKS, *CLEARS, *REWRITES) and _is_ours(one, runs)
     ]
 
 
@@ -60,6 +95,8 @@ def _is_ours(one: Event, runs: Mapping[str, str]) -> bool:
 def _words(one: Event) -> str:
     if one.event in CLEARS:
         return "cleared"
+    if one.event in REWRITES:
+        return "XCom rewritten"
     try:
         said = json.loads(one.extra)
     except ValueError:
@@ -70,28 +107,96 @@ def _words(one: Event) -> str:
     return f"set to {str(state)[:20]}" if state else "set or deleted by hand"
 
 
-def open_marks(done: Sequence[Bypass], evidence: Mapping[str, Evidence]) -> list[Bypass]:
-    """Marks that no newer evidence makes good: of the task's item, or of the go or no-go for everything else."""
-    return [one for one in done if one.is_mark and not _is_newer(evidence.get(one.task, evidence.get("go_no_go")), one)]
+def marks(
+    tasks: Sequence[Task],
+    endings: Sequence[Event],
+    done: Sequence[Call],
+    evidence: Mapping[str, Evidence],
+    runs: Mapping[str, str],
+) -> list[Mark]:
+    """What was set or rewritten by hand and has not been run since; a run that is gone is one, too."""
+    gone = [
+        Mark(dag, "", "the run is not there", None, _who(done, dag, ""))
+        for dag in runs
+        if all(one.dag != dag for one in tasks)
+    ]
+    hidden = [
+        Mark(one.dag, one.task, why, one.ended, _who(done, one.dag, one.task))
+        for one in tasks
+        if (why := _not_as_it_ended(one, endings) or _without_evidence(one, evidence))
+    ]
+    rewritten = [
+        Mark(one.dag, one.task, one.what, one.at, one.by)
+        for one in done
+        if one.what == "XCom rewritten" and not _ran_after(one, endings)
+    ]
+    return [*gone, *hidden, *rewritten]
 
 
-def _is_newer(shown: Evidence | None, mark: Bypass) -> bool:
-    return shown is not None and shown.ended > mark.at
+def _not_as_it_ended(one: Task, endings: Sequence[Event]) -> str:
+    if one.state not in ENDINGS or one.operator == _NEVER_RUN:
+        return ""
+    itself = any(
+        (said.dag, said.run, said.task, said.index) == (one.dag, one.run, one.task, one.index)
+        and (said.event, said.attempt) == (one.state, one.attempt)
+        and said.at > one.born
+        for said in endings
+    )
+    return "" if itself else f"is {one.state}, and did not end so itself"
+
+
+def _without_evidence(one: Task, evidence: Mapping[str, Evidence]) -> str:
+    if one.task not in PREPARED or one.state != "success":
+        return ""
+    shown = evidence.get(one.task)
+    if shown is None:
+        return "is success without evidence"
+    failed = shown.verdict is Verdict.FAIL and one.ended is not None and shown.ended <= one.ended + _SKEW
+    return "is success although it failed" if failed else ""
+
+
+def _ran_after(one: Call, endings: Sequence[Event]) -> bool:
+    return any((said.dag, said.task) == (one.dag, one.task) and said.at > one.at for said in endings)
+
+
+def _who(done: Sequence[Call], dag: str, task: str) -> str:
+    """Those who asked for it by name, or else for something without a name that may have been it."""
+    asked = [one for one in done if one.dag in (dag, "") and one.what.startswith("set")]
+    named = [one.by for one in asked if task and one.task == task] or [one.by for one in asked if not one.task]
+    return ", ".join(sorted({*named}))
 
 
 def examine(api: AirflowApi, release: Release, runs: Mapping[str, str], evidence: Mapping[str, Evidence]) -> Finding:
-    """Whether something of the release was set by hand and not run since. Raises Unavailable, ServiceRefused."""
-    done = found(airflow_api.events(api, (*MARKS, *CLEARS), release.created), runs)
-    left = open_marks(done, evidence)
-    measured = {
+    """Whether a task of these runs (DAG to run id, those that have begun) was set by hand and not run since.
+
+    `evidence` is the newest of each item of the release. Four short requests. Raises Unavailable, ServiceRefused.
+    """
+    reader = airflow_api.sign_in(api)
+    done = found(airflow_api.calls(reader, (*MARKS, *CLEARS, *REWRITES), release.created - _SKEW), runs)
+    endings = airflow_api.endings(reader, sorted({*runs.values()}), ENDINGS)
+    tasks = airflow_api.tasks(reader, runs)
+    left = marks(tasks, endings, done, evidence, runs)
+    measured: dict[str, Any] = {
+        "tasks looked at": len(tasks),
         "by hand": [
-            {"at": show(one.at), "by": one.by, "what": one.what, "task": f"{one.dag} {one.task}".strip() or "several"}
-            for one in done
+            {
+                "task": f"{one.dag} {one.task}".strip(),
+                "why": one.why,
+                "at": show(one.at) if one.at else "",
+                "by": one.by or "not in the log",
+            }
+            for one in left
         ],
-        "not run since": [one.task or one.dag or "several" for one in left],
+        "calls in the log, refused ones too": [
+            {"at": show(one.at), "by": one.by, "what": one.what, "task": f"{one.dag} {one.task}".strip() or "several"}
+            for one in done[-_MAX_CALLS:]
+        ],
     }
-    if left:
-        tasks = ", ".join(sorted({one.task or "the run" for one in left}))
-        todo = f"clear {tasks}, then collect and what comes after it: a state set by hand is no evidence"
-        return Finding(Verdict.BYPASSED, measured, todo)
-    return passed(measured)
+    return Finding(Verdict.BYPASSED, measured, _todo(left)) if left else passed(measured)
+
+
+def _todo(left: Sequence[Mark]) -> str:
+    if gone := sorted(one.dag for one in left if not one.task):
+        return f"trigger a new release: the run of {', '.join(gone)} was deleted, and nobody can tell what was in it"
+    tasks = ", ".join(sorted({f"{one.dag} {one.task}" for one in left}))
+    return f"clear {tasks}, then collect and what comes after it: a state set by hand is no evidence"

@@ -168,17 +168,30 @@ def of_run(ops: str, pre_run: str) -> Release:
     return _read(ops, "ops/release_of_run.sql", pre_run)
 
 
+def pre_run(ops: str, release_id: str) -> str:
+    """The run of pre_deployment that made it, with its DAG. Raises as `get`."""
+    with connect(ops, application="payme_ops:release") as connection, speaking("read the release"):
+        row = connection.execute(load("ops/pre_run_of_release.sql"), [release_id]).fetchone()
+    if row is None:
+        raise _not_there(release_id)
+    return str(row[0])
+
+
 def _read(ops: str, query: str, name: str) -> Release:
     with connect(ops, application="payme_ops:release") as connection, speaking("read the release"):
         row = connection.execute(load(query), [name]).fetchone()
     if row is None:
-        raise NotFound(
-            f"there is no release of {name}",
-            expected="a run that pre_deployment has started",
-            found="no such release",
-            remedy="trigger pre_deployment: it starts deployment, and deployment starts post_deployment",
-        )
+        raise _not_there(name)
     return _release(row)
+
+
+def _not_there(name: str) -> NotFound:
+    return NotFound(
+        f"there is no release of {name}",
+        expected="a run that pre_deployment has started",
+        found="no such release",
+        remedy="trigger pre_deployment: it starts deployment, and deployment starts post_deployment",
+    )
 
 
 def _release(row: tuple[Any, ...]) -> Release:

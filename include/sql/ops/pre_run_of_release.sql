@@ -1,0 +1,1 @@
+SELECT pre_run FROM ops.releases WHERE id = %s

@@ -12,7 +12,7 @@ from psycopg.conninfo import make_conninfo
 
 from payme_ops import __version__
 from payme_ops.backup import catalogue as backups
-from payme_ops.backup import restore, restore_test, verification
+from payme_ops.backup import verification
 from payme_ops.backup.catalogue import Catalogue, Entry, State
 from payme_ops.backup.manifest import Tier
 from payme_ops.backup.retain import UNDO
@@ -23,12 +23,12 @@ from payme_ops.foundation.errors import GateClosed, NotApproved, NotFound, Payme
 from payme_ops.foundation.evidence import Finding, Verdict
 from payme_ops.foundation.record import Record
 from payme_ops.foundation.settings import Settings
-from payme_ops.foundation.stop import stoppable
 from payme_ops.migration import certificate as erasure
 from payme_ops.migration import gates, rehearsal, steps
 from payme_ops.migration.certificate import Copy
 from payme_ops.migration.desk import MigrationDesk
 from payme_ops.migration.names import PHONE_NUMBER
+from payme_ops.orchestration import throw_away
 from payme_ops.orchestration.approval import require_approval
 from payme_ops.orchestration.connections import conninfo
 from payme_ops.orchestration.doors import catalogue, run_name
@@ -41,15 +41,10 @@ _S3 = "payme_s3_restore"
 _BACKUP_MAX_AGE = timedelta(hours=26)
 
 
-def _newest_verified() -> Entry | None:
-    found = backups.entries(catalogue(_S3), tiers=[Tier.DAILY], newest_first=True)
-    return next((one for one in found if one.state is State.VERIFIED), None)
-
-
 def backup_and_rehearsal() -> None:
     """A verified backup, and a green rehearsal of this very code: measured here, part of the checklist."""
     config, run = settings.load(), run_name(get_current_context())
-    newest, now = _newest_verified(), utc_now()
+    newest, now = throw_away.newest_verified(), utc_now()
     rehearsed = record.newest(catalogue(_S3).stores.home, rehearsal.KIND, config.backup.verification_keys, VARIABLE)
     checks = [
         gates.backup_fresh(newest.trusted.snapshot_at if newest else None, _BACKUP_MAX_AGE, now),
@@ -61,22 +56,8 @@ def backup_and_rehearsal() -> None:
 def rehearse() -> None:
     """Restore the newest verified backup, migrate it there and back, keep the record. Raises PaymeOpsError if red."""
     config, run, started = settings.load(), run_name(get_current_context()), utc_now()
-    newest = _newest_verified()
-    if newest is None:
-        raise NotFound(
-            "there is no verified backup to rehearse on",
-            expected="a daily backup that a restore test has verified",
-            found="none",
-            remedy="run backup_daily, then backup_restore_test",
-        )
-    where, manifest, ops = catalogue(_S3), newest.trusted, conninfo("payme_ops_db")
-    name = f"rehearsal_{manifest.stamp.lower()}"
-    identity = restore.load_identity(config.backup.identity_file)
-    bucket = where.stores.of(newest.tier)
-    with (
-        stoppable(),
-        restore_test.rehearsal(bucket, manifest, identity, config, name, report=_log.info) as superuser,
-    ):
+    where, ops = catalogue(_S3), conninfo("payme_ops_db")
+    with throw_away.restored(config, _log) as (superuser, manifest):
         target, application = rehearsal.open_doors(superuser, PHONE_NUMBER, config.migration.app_role)
         desk = MigrationDesk(config, make_conninfo(target), ops, run)
         keys = rehearsal.throw_away_keys(PHONE_NUMBER)

@@ -3,19 +3,21 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from payme_ops.backup import freshness
 from payme_ops.cli import watchdog as command
-from payme_ops.foundation import alert, payme_api, settings
+from payme_ops.foundation import alert, approvals, payme_api, settings
 from payme_ops.foundation.alert import Severity
 from payme_ops.foundation.clock import utc_now
-from payme_ops.foundation.errors import SettingsError, Unavailable
+from payme_ops.foundation.errors import DatabaseUnavailable, SettingsError, Unavailable
 from payme_ops.monitoring import airflow_health, watchdog
 from payme_ops.monitoring.watchdog import Round, Sign, Silences
 from payme_ops.release import orders
@@ -424,6 +426,104 @@ class TestCommand:
         eventually(lambda: running.errors().count("going by memory") == 3, "a round of each", seconds=60)
         running.process.terminate()
         assert running.end().code == 143
+
+
+class TestReminders:
+    """Of a question asked in a thread that the run has begun."""
+
+    RUN, THREAD, LINK = "release/production-2.4.1-aaaaaaa", "release:production-2.4.1-aaaaaaa", "http://airflow/answer"
+
+    @pytest.fixture
+    def asked(self, ops: str, slack: StandIn) -> str:
+        alert.raise_alert(ops, replace(ALERT, key=self.THREAD, occurrence="the question"), slack.client())
+        return self.ask(ops)
+
+    def ask(self, ops: str, gate: str = "go_no_go_first") -> str:
+        words = {"subject": f"Go or no-go? ({gate})", "link": self.LINK, "thread": self.THREAD}
+        until = utc_now() + timedelta(hours=4)
+        approvals.ask(ops, run=self.RUN, gate=gate, digest="d", requested_by="oncall", expires_at=until, **words)
+        return ops
+
+    def age(self, ops: str, minutes: float, column: str = "asked_at") -> None:
+        """Let the questions be that old, or stand until then."""
+        query = sql.SQL("UPDATE ops.approvals SET {} = now() - %s").format(sql.Identifier(column))
+        with psycopg.connect(ops) as session:
+            session.execute(query, [timedelta(minutes=minutes)])
+
+    def remind(self, ops: str, slack: StandIn) -> list[dict[str, Any]]:
+        """A round, as a watchdog does it that was just started; the reminders that Slack has got so far."""
+        watchdog.remind(ops, slack.client(), "me")
+        return [one for one in slack.messages if one["text"].startswith("Still without an answer")]
+
+    def test_once_at_fifteen_and_once_at_thirty_minutes_in_its_thread(self, asked: str, slack: StandIn) -> None:
+        counts = []
+        for minutes in (14.9, 15.1, 15.6, 29.9, 30.1, 90):
+            self.age(asked, minutes)
+            counts.append(len(self.remind(asked, slack)))
+        assert counts == [0, 1, 1, 1, 2, 2]
+        question, first, second = slack.messages
+        assert first["thread_ts"] == second["thread_ts"] == question["ts"]
+        assert first["text"].startswith("Still without an answer: Go or no-go? (go_no_go_first): Asked 15 minutes ago.")
+        assert "It counts as rejected from " in second["text"]
+        assert self.LINK in str(first["blocks"])
+
+    def test_a_watchdog_that_was_away_reminds_once_of_what_is_due_now(self, asked: str, slack: StandIn) -> None:
+        self.age(asked, 45)
+        assert len(self.remind(asked, slack)) == 1
+        assert "Asked 30 minutes ago" in self.remind(asked, slack)[0]["text"]
+
+    def test_two_watchdogs_remind_once(self, asked: str, slack: StandIn) -> None:
+        self.age(asked, 20)
+        threads = [threading.Thread(target=self.remind, args=(asked, slack)) for _ in range(4)]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join()
+        assert len(self.remind(asked, slack)) == 1
+
+    @pytest.mark.parametrize("choice", ["Approve", "Reject"])
+    def test_nobody_is_reminded_of_what_was_answered(self, asked: str, slack: StandIn, choice: str) -> None:
+        self.age(asked, 16)
+        assert len(self.remind(asked, slack)) == 1
+        approvals.answer(asked, run=self.RUN, gate="go_no_go_first", choice=choice, responder="lead", reason="")
+        self.age(asked, 31)
+        assert len(self.remind(asked, slack)) == 1
+
+    def test_nobody_is_reminded_of_what_does_not_stand_any_more(self, asked: str, slack: StandIn) -> None:
+        # A run that a person ended leaves its question without an answer for ever.
+        self.age(asked, 31)
+        self.age(asked, 0, "expires_at")
+        assert self.remind(asked, slack) == []
+
+    def test_a_question_asked_again_is_the_one_that_counts(self, asked: str, slack: StandIn) -> None:
+        self.age(asked, 16)
+        self.ask(asked)
+        assert self.remind(asked, slack) == []
+        self.age(asked, 16)
+        assert len(self.remind(asked, slack)) == 1
+
+    def test_each_question_has_its_own(self, asked: str, slack: StandIn) -> None:
+        self.ask(asked, "go_no_go_second")
+        self.age(asked, 16)
+        assert len(self.remind(asked, slack)) == 2
+
+    def test_a_question_that_says_no_thread_is_left_alone(self, ops: str, slack: StandIn) -> None:
+        approvals.ask(ops, run="x/1", gate="approve_swap", digest="d", requested_by="")
+        self.age(ops, 31)
+        assert self.remind(ops, slack) == []
+
+    def test_what_slack_does_not_take_goes_out_later_and_once(self, asked: str, slack: StandIn) -> None:
+        self.age(asked, 16)
+        slack.fail(503)
+        assert self.remind(asked, slack) == []
+        assert self.remind(asked, slack) == []
+        slack.fail(None)
+        watchdog.resend(asked, slack.client())
+        assert len(self.remind(asked, slack)) == 1
+
+    def test_without_the_ops_database_it_says_so(self, nowhere: str, slack: StandIn) -> None:
+        with pytest.raises(DatabaseUnavailable):
+            self.remind(nowhere, slack)
 
 
 class TestOrders:

@@ -29,7 +29,7 @@ _PAGE = "Runbook: docs/watchdog.md"
 
 
 def watchdog() -> None:
-    """Look at Airflow and the backups until stopped; tell what went silent, and send alerts that could not be sent."""
+    """Look at Airflow and the backups until stopped; tell what went silent or unanswered, send what was not sent."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("payme_ops").setLevel(logging.INFO)
     config = settings.load()
@@ -45,6 +45,7 @@ def watchdog() -> None:
         Round("airflow", half_a_minute, lambda: airflow.take(airflow_health.look(url))),
         Round("alerts", half_a_minute, lambda: alerts.take(watching.resend(doors.OPS, slack))),
         Round("freshness", timedelta(minutes=5), lambda: backups.take(_freshness(config, url))),
+        Round("reminders", half_a_minute, lambda: watching.remind(doors.OPS, slack, config.alert.owner)),
         Round("orders", timedelta(seconds=15), lambda: take_orders_again(doors.OPS, apis, stopped, slack, config)),
     ]
     watching.run(rounds, heartbeat, threading.Event())

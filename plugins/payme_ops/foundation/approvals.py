@@ -39,6 +39,25 @@ class Approval:
         return self.responder == self.requested_by
 
 
+@dataclass(frozen=True)
+class Reminder:
+    """A question that stands without an answer `minutes` after it was asked. `thread` is the key of its alerts."""
+
+    id: int
+    gate: str
+    subject: str
+    link: str
+    thread: str
+    asked_at: datetime
+    expires_at: datetime
+    minutes: int
+
+    @property
+    def occurrence(self) -> str:
+        """What makes it once only among the alerts of its thread; include/sql/ops/due_reminders.sql spells it, too."""
+        return f"reminder {self.id} after {self.minutes} min"
+
+
 def ask(
     conninfo: str,
     *,
@@ -94,6 +113,16 @@ def of_run(conninfo: str, run: str) -> list[Approval]:
         connection.cursor(row_factory=class_row(Approval)) as cursor,
     ):
         return cursor.execute(load("ops/approvals_of_run.sql"), {"run": run}).fetchall()
+
+
+def reminders(conninfo: str, after_minutes: Sequence[int]) -> list[Reminder]:
+    """What people have to be reminded of now and were not. Raises DatabaseUnavailable, DatabaseError."""
+    with (
+        connect(conninfo, application="payme_ops:approval") as connection,
+        speaking("look for questions without an answer"),
+        connection.cursor(row_factory=class_row(Reminder)) as cursor,
+    ):
+        return cursor.execute(load("ops/due_reminders.sql"), {"minutes": list(after_minutes)}).fetchall()
 
 
 def require(conninfo: str, *, run: str, gate: str, digest: str) -> Approval:

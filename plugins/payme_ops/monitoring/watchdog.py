@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from payme_ops.foundation import alert, http
+from payme_ops.foundation import alert, approvals, http
 from payme_ops.foundation.alert import Alert, Outcome, Severity, Slack
-from payme_ops.foundation.clock import utc_now
+from payme_ops.foundation.approvals import Reminder
+from payme_ops.foundation.clock import show, utc_now
 from payme_ops.foundation.errors import DatabaseError, DatabaseUnavailable, PaymeOpsError, Unavailable
 
 _log = logging.getLogger("payme_ops.watchdog")
@@ -24,6 +25,8 @@ _log = logging.getLogger("payme_ops.watchdog")
 PATIENCE = timedelta(minutes=2)
 # Longer than a round may take whose every call runs into its time limit.
 STUCK = timedelta(minutes=15)
+# After which a question to people that has no answer is told again.
+REMIND_AFTER_MINUTES = (15, 30)
 _KEY = "silent:"
 
 
@@ -144,6 +147,31 @@ def _ops_database(*, silent: bool, why: str) -> Sign:
         why=why,
         next="Start it, or correct the service payme_ops_db: no backup begins without it. Runbook: docs/watchdog.md",
         patience=PATIENCE,
+    )
+
+
+def remind(ops: str, slack: Slack, owner: str) -> None:
+    """Tell again, once for each of REMIND_AFTER_MINUTES, what people were asked and have not answered while it stands.
+
+    It goes into the thread in which they were asked. What Slack does not take waits as any alert, and is not told anew.
+    Raises DatabaseUnavailable, DatabaseError.
+    """
+    for one in approvals.reminders(ops, REMIND_AFTER_MINUTES):
+        alert.raise_alert(ops, _reminder(one, owner), slack)
+
+
+def _reminder(one: Reminder, owner: str) -> Alert:
+    return Alert(
+        key=one.thread,
+        occurrence=one.occurrence,
+        severity=Severity.WARNING,
+        what=f"Still without an answer: {one.subject or one.gate}",
+        why=f"Asked {one.minutes} minutes ago. It counts as rejected from {show(one.expires_at)}.",
+        since=one.asked_at,
+        next=f"Answer at {one.link}",
+        owner=owner,
+        runbook="",
+        link=one.link,
     )
 
 

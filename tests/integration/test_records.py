@@ -59,6 +59,14 @@ def test_on_a_shell_a_kept_record_verifies_and_one_flipped_byte_is_named(
     assert "release a <b>: DONE" in good.output
     assert "deploy" in good.output
     file.write_bytes(file.read_bytes().replace(b'"once"', b'"onca"'))
+    html = kept.replace(".json", ".html")
+    page = tmp_path / "record.html"
+    page.write_bytes(installation.store.get(html))
+    assert CliRunner().invoke(app, ["record", "verify", str(page)]).output == good.output
+    page.write_bytes(page.read_bytes().replace(b"once", b"onca", 1))
+    bad = CliRunner().invoke(app, ["record", "verify", str(page)])
+    assert isinstance(bad.exception, Untrusted)
+    assert "the page was changed in item 1 (deploy)" in str(bad.exception)
     bad = CliRunner().invoke(app, ["record", "verify", str(file)])
     assert isinstance(bad.exception, Untrusted)
     assert r"changed in item 1 (deploy)" in str(bad.exception)

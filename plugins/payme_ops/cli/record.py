@@ -15,8 +15,12 @@ app = typer.Typer(no_args_is_help=True, help="Signed records of restore tests, m
 
 
 @app.command("verify")
-def verify(file: Annotated[Path, typer.Argument(help="A record as it was kept: records/<kind>/<time>.json.")]) -> None:
-    """Say what the record says, if it is just what was signed; else name what was changed. Exit code 4 then."""
+def verify(
+    file: Annotated[
+        Path, typer.Argument(help="A record as it was kept, or its page: records/<kind>/<time>.json or .html.")
+    ],
+) -> None:
+    """Say what the record or page says, if it is just what was signed; else name what was changed. Exit code 4 then."""
     config = settings.load()
     try:
         body = file.read_bytes()

@@ -5,7 +5,7 @@ that reads it, so that tests can travel.
 """
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 EAT = ZoneInfo("Africa/Nairobi")
@@ -33,3 +33,15 @@ def parse_key_stamp(stamp: str) -> datetime:
 def show(instant: datetime) -> str:
     """How an instant is shown to people: `2026-01-28 02:00:00 EAT`."""
     return instant.astimezone(EAT).strftime("%Y-%m-%d %H:%M:%S EAT")
+
+
+def span(length: timedelta) -> str:
+    """How long something took, for people: `under 1 s`, `45 s`, `2 min 5 s`, `3 h 20 min`, `2 d 4 h`."""
+    seconds = int(length.total_seconds())
+    if seconds < 1:
+        return "under 1 s"
+    for unit, name, part, part_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if seconds >= unit:
+            rest = seconds % unit // part
+            return f"{seconds // unit} {name} {rest} {part_name}" if rest else f"{seconds // unit} {name}"
+    return f"{seconds} s"

@@ -4,26 +4,34 @@ Restore tests, migrations and releases leave records of this one shape, with one
 """
 
 import hashlib
+import html
 import itertools
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from jinja2 import Environment
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
 from pydantic import TypeAdapter, ValidationError
 
-from payme_ops.foundation import evidence, signing
-from payme_ops.foundation.clock import show
+from payme_ops.foundation import evidence, signed_page, signing
+from payme_ops.foundation.approvals import APPROVE
+from payme_ops.foundation.clock import show, span
 from payme_ops.foundation.errors import AlreadyExists, RecordInvalid, Untrusted
-from payme_ops.foundation.evidence import Evidence, plain
+from payme_ops.foundation.evidence import Evidence, Verdict, plain
 from payme_ops.foundation.objectstore import Bucket
+from payme_ops.foundation.signed_page import Part
 
 _FORMAT, VERSION = "payme-ops/record", 1
 _FOLDER = "records"
 _BESIDE = ("format", "version", "chain")
+_TEMPLATES = Path(__file__).resolve().parents[3] / "include" / "templates"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +118,10 @@ def _stored(data: Any) -> bytes:
 
 
 def verify(body: bytes, trusted_keys: list[str], variable: str) -> Record:
-    """A stored record, every byte of it. Raises Untrusted or RecordInvalid naming the first part that was changed."""
+    """A stored record or its page, every byte of it. Raises Untrusted or RecordInvalid naming what was changed."""
+    if signed_page.is_page(body):
+        parts = signed_page.verify(body, trusted_keys, variable)
+        return verify(_carried(parts), trusted_keys, variable)
     try:
         found = read(body, trusted_keys, variable)
     except (Untrusted, RecordInvalid) as error:
@@ -123,11 +134,16 @@ def verify(body: bytes, trusted_keys: list[str], variable: str) -> Record:
             found=error.found or "something else",
             remedy="ask for it again where it was kept, and find out who had this copy",
         ) from None
-    if _stored(json.loads(body)) != body:
+    data = json.loads(body)
+    signature = {name: data["signature"][name] for name in ("algorithm", "key", "value")}
+    wanted = _stored({"document": data["document"], "signature": signature})
+    if wanted != body:
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(wanted, body, strict=False))
+        place = _place(wanted.decode(), len(wanted[: sum(1 for _ in same)].decode(errors="ignore")))
         raise RecordInvalid(
-            "the record was changed in its layout",
+            f"the record was changed in its layout, in {place}",
             expected="the bytes that were stored",
-            found="other blanks or another order, with the same content",
+            found="other blanks, another order or more than was signed",
             remedy="ask for it again where it was kept",
         )
     return found
@@ -135,16 +151,42 @@ def verify(body: bytes, trusted_keys: list[str], variable: str) -> Record:
 
 def changed_part(body: bytes) -> str | None:
     """Which part of a stored record does not fit its chain: the header, or an item; None when that cannot be told."""
+    text = body.decode(errors="replace")
     try:
-        data = json.loads(body)["document"]
-        told, links = list(data["chain"]), chain(data)
-        items = [str(item["item"])[:80] for item in data["evidence"]]
-    except (ValueError, KeyError, TypeError):
+        data = json.loads(body.decode())
+    except UnicodeDecodeError as error:
+        return _place(text, len(body[: error.start].decode()))
+    except json.JSONDecodeError as error:
+        return _place(text, error.pos) if _FORMAT in text else None
+    try:
+        told, links = list(data["document"]["chain"]), chain(data["document"])
+        items = [_name(number, one.get("item", "")) for number, one in enumerate(data["document"]["evidence"], 1)]
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    for number, name in enumerate(["the header", *(f"item {number} ({name})" for number, name in enumerate(items, 1))]):
+    for number, name in enumerate(["the header", *items]):
         if number >= len(told) or told[number] != links[number]:
             return name
     return None if len(told) == len(links) else "the list of items"
+
+
+def _name(number: int, item: object) -> str:
+    return f"item {number} ({str(item)[:80]})"
+
+
+# How `_stored` lays the evidence out: an item begins by a line of three blanks and a bracket, perhaps a broken one.
+_ITEM_BEGINS = re.compile(r"^(?:...\{|   .)$(?=\n.{5})", re.MULTILINE)
+_ITEM_IS = re.compile(r'^    "item": "(.*)",$', re.MULTILINE)
+_ITEMS_END = re.compile(r"^  \],?$", re.MULTILINE)
+
+
+def _place(text: str, at: int) -> str:
+    """Which part of a stored record that character belongs to, by the layout: a broken record has it, too."""
+    line_end = text.find("\n", at)
+    begun = [one.end() for one in _ITEM_BEGINS.finditer(text) if one.start() <= at]
+    if not begun or _ITEMS_END.search(text[: line_end if line_end >= 0 else len(text)], begun[-1]):
+        return "the header"
+    item = _ITEM_IS.search(text, begun[-1], max(text.find("\n   }", begun[-1]), begun[-1]))
+    return _name(len(begun), item[1] if item else "")
 
 
 def read(body: bytes, trusted_keys: list[str], variable: str) -> Record:
@@ -171,7 +213,7 @@ def keep(bucket: Bucket, record: Record, key: Ed25519PrivateKey) -> str:
             if bucket.get(f"{stem}.json") != body:  # else the answer to our own write was lost
                 continue
         break
-    bucket.put(f"{stem}.html", to_html(record).encode(), ContentType="text/html; charset=utf-8")
+    bucket.put(f"{stem}.html", page(record, key), ContentType="text/html; charset=utf-8")
     return f"{stem}.json"
 
 
@@ -181,66 +223,194 @@ def newest(bucket: Bucket, kind: str, trusted_keys: list[str], variable: str) ->
     return read(bucket.get(keys[-1]), trusted_keys, variable) if keys else None
 
 
+# -- for people -------------------------------------------------------------------------------------------------
+
+
+_SYMBOLS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.INCONCLUSIVE: "?", Verdict.BYPASSED: "!"}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A finding as it is shown. `superseded` is the number of the later one that counts instead, 0 for none."""
+
+    number: int
+    found: Evidence
+    superseded: int
+    answers: list[dict[str, str]]
+
+    @property
+    def standing(self) -> str:
+        """What it comes to, with the people who were asked."""
+        if self.superseded:
+            return "superseded"
+        if self.found.verdict is Verdict.INCONCLUSIVE and self.answers:
+            return "approved" if all(one["choice"] == APPROVE for one in self.answers) else "refused"
+        return self.found.verdict.value
+
+    @property
+    def symbol(self) -> str:
+        """The verdict for those who do not see its colour."""
+        return _SYMBOLS[self.found.verdict]
+
+
+_COUNTED = {
+    "pass": "passed",
+    "approved": "approved by people",
+    "refused": "refused by people",
+    "fail": "failed",
+    "bypassed": "bypassed",
+    "inconclusive": "could not be told",
+    "superseded": "measured again later",
+}
+
+
+def _view(record: Record) -> dict[str, Any]:
+    """What both forms show."""
+    answers = [{name: plain(one.get(name, "")) for name in _ANSWER} for one in _approvals(record)]
+    last = {one.item: number for number, one in enumerate(record.evidence, 1)}
+    rows = [
+        _Row(
+            number,
+            one,
+            last[one.item] if last[one.item] != number else 0,
+            [answer for answer in answers if last[one.item] == number and _is_about(answer, one, last)],
+        )
+        for number, one in enumerate(record.evidence, 1)
+    ]
+    counts = Counter(row.standing for row in rows)
+    sources = {one.source for one in record.evidence}
+    wrong = [row for row in rows if row.standing in ("fail", "bypassed")]
+    refused = [one for one in answers if one["choice"] != APPROVE]
+    left = [row for row in rows if row.standing == "inconclusive"]
+    return {
+        "r": record,
+        "rows": rows,
+        "wrong": wrong,
+        "refused": refused,
+        "left": left,
+        "tone": "bad" if wrong or refused else "open" if left else "good",
+        "source": sources.pop() if len(sources) == 1 and len(rows) > 1 else "",
+        "counts": f"{len(rows)} findings: "
+        + (", ".join(f"{counts[name]} {words}" for name, words in _COUNTED.items() if counts[name]) or "none"),
+    }
+
+
+# What `facts["approvals"]` has of each decision; `evidence` is the beginning of the digest that was shown.
+_ANSWER = ("gate", "choice", "by", "at", "reason", "evidence")
+
+
+def _approvals(record: Record) -> list[dict[str, Any]]:
+    found = record.facts.get("approvals")
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _is_about(answer: dict[str, str], one: Evidence, items: dict[str, int]) -> bool:
+    """Whether that evidence was shown to who answered: a gate has its item's name, or one of its own."""
+    if not answer["evidence"]:
+        return answer["gate"] == one.item
+    return one.sha256.startswith(answer["evidence"]) and (answer["gate"] == one.item or answer["gate"] not in items)
+
+
 def cell(value: Any) -> str:
     """Text in a Markdown table: nothing in it ends the cell or becomes markup of its own."""
     return re.sub(r"([\\|`*<>\[\]]|\b_|_\b)", r"\\\1", plain(value).replace("\n", " "))
 
 
-_MARKDOWN = """\
-# {{ r.kind | cell }}: {{ r.verdict | cell }}
-
-{{ r.subject | cell }}
-
-| | |
-|---|---|
-| Run | {{ r.run | cell }} |
-| By | {{ r.actor | cell }} |
-| Began | {{ r.started | at }} |
-| Ended | {{ r.ended | at }} |
-{% for name, value in r.facts.items() -%}
-| {{ name | words | cell }} | {{ value | cell }} |
-{% endfor %}
-| Item | Verdict | Expected | Found | To do |
-|---|---|---|---|---|
-{% for e in r.evidence -%}
-| {{ e.item | cell }} | {{ e.verdict }} | {{ e.threshold | cell }} | {{ e.measured | cell }} | {{ e.remedy | cell }} |
-{% endfor -%}
-"""
-
-_HTML = """\
-<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{{ r.kind }}: {{ r.verdict }}</title>
-<style>
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
-table { border-collapse: collapse; width: 100%; margin: 1rem 0 } th, td { border: 1px solid #ccc; padding: .35rem .6rem;
-text-align: left; vertical-align: top; overflow-wrap: anywhere } th { background: #f3f3f3 }
-.fail, .inconclusive { background: #fde8e8 } .bypassed { background: #fdf3d8 }
-</style></head><body>
-<h1>{{ r.kind | words }}: {{ r.verdict }}</h1><p>{{ r.subject }}</p>
-<table><tr><th>Run</th><td>{{ r.run }}</td></tr><tr><th>By</th><td>{{ r.actor }}</td></tr>
-<tr><th>Began</th><td>{{ r.started | at }}</td></tr><tr><th>Ended</th><td>{{ r.ended | at }}</td></tr>
-{% for name, value in r.facts.items() %}<tr><th>{{ name | words }}</th><td>{{ value | plain }}</td></tr>
-{% endfor %}</table>
-<table><tr><th>Item</th><th>Verdict</th><th>Expected</th><th>Found</th><th>To do</th></tr>
-{% for e in r.evidence %}<tr class="{{ e.verdict }}"><td>{{ e.item }}</td><td>{{ e.verdict }}</td>\
-<td>{{ e.threshold }}</td><td>{{ e.measured | plain }}</td><td>{{ e.remedy }}</td></tr>
-{% endfor %}</table></body></html>
-"""
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and one for one in value)
 
 
-def _environment(*, html: bool) -> Environment:
-    made = Environment(autoescape=html, keep_trailing_newline=True)  # noqa: S701  # Markdown is escaped by `cell`
-    made.filters |= {"cell": cell, "plain": plain, "at": show, "words": lambda name: str(name).replace("_", " ")}
-    return made
+def _columns(rows: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _wide(measured: Any) -> dict[str, Any]:
+    """The tables of what was measured, which get a line of their own."""
+    if _is_table(measured):
+        return {"found": measured}
+    return {name: it for name, it in measured.items() if _is_table(it)} if isinstance(measured, dict) else {}
+
+
+def _narrow(measured: Any) -> Any:
+    """What is left without them."""
+    if not _wide(measured):
+        return measured
+    left = {name: it for name, it in measured.items() if not _is_table(it)} if isinstance(measured, dict) else {}
+    return left or "below"
+
+
+def _word(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else plain(value)
+
+
+def _verdict(row: _Row) -> str:
+    return f"{row.found.verdict}, superseded by {row.superseded}" if row.superseded else row.found.verdict
+
+
+def _people(row: _Row) -> str:
+    return "; ".join([*(f"{one['choice']} by {one['by']}" for one in row.answers), row.found.actor])
+
+
+@cache
+def _template(name: str) -> Template:
+    """Markdown is escaped by `cell`, a page by Jinja."""
+    made = Environment(autoescape=name.endswith(".html"), keep_trailing_newline=True, undefined=StrictUndefined)
+    made.filters |= {"cell": cell, "word": _word, "at": show, "span": span, "columns": _columns}
+    made.filters |= {"wide": _wide, "narrow": _narrow, "verdict": _verdict, "people": _people}
+    made.filters["words"] = lambda text: str(text).replace("_", " ")
+    made.tests |= {"table": _is_table, "lines": lambda value: isinstance(value, list) and bool(value)}
+    return made.from_string((_TEMPLATES / name).read_text(encoding="utf-8"))
 
 
 def to_markdown(record: Record) -> str:
     """For logs, approval requests and Slack."""
-    return _environment(html=False).from_string(_MARKDOWN).render(r=record)
+    return _template("record.md").render(_view(record))
 
 
 def to_html(record: Record) -> str:
-    """One page without script; every text is escaped."""
-    return _environment(html=True).from_string(_HTML).render(r=record)
+    """One page without script; every text is escaped. What is kept is `page`, which is signed."""
+    return "".join(part.text for part in _parts(record, b""))
+
+
+def page(record: Record, key: Ed25519PrivateKey) -> bytes:
+    """The page that proves itself: it carries the signed record, and the signature of all it shows."""
+    return signed_page.sign(_parts(record, signed(record, key)), key)
+
+
+_PART = re.compile(r"<!--(.*?)-->", re.DOTALL)
+_CARRIED = '<pre id="record">'  # and the mark of what it carries
+
+
+def _parts(record: Record, stored: bytes) -> list[Part]:
+    """The page in the parts that its template marks. Texts of the record have no mark: they are escaped."""
+    names = {str(number): _name(number, one.item) for number, one in enumerate(record.evidence, 1)}
+    text = _template("record.html").render(_view(record), stored=_marked(stored.decode()))
+    head, *marked = _PART.split(text)
+    return [
+        Part("the page's head", head),
+        *(
+            Part(names.get(html.unescape(mark), html.unescape(mark)), text)
+            for mark, text in zip(marked[::2], marked[1::2], strict=True)
+        ),
+    ]
+
+
+def _marked(stored: str) -> Markup:
+    """A stored record as text of the page, each item of it a part."""
+    if not stored:
+        return Markup()
+    begun = [one.start() for one in _ITEM_BEGINS.finditer(stored)]
+    ends = _ITEMS_END.search(stored, begun[-1]) if begun else None
+    marks = [(0, "the signed record"), *((at, str(number)) for number, at in enumerate(begun, 1))]
+    marks += [(ends.start(), "the signed record")] if ends else []
+    cuts = [*(at for at, _ in marks[1:]), len(stored)]
+    return Markup().join(
+        Markup(f"<!--{name}-->") + stored[at:cut]  # noqa: S704  # ours; what is added to it is escaped
+        for (at, name), cut in zip(marks, cuts, strict=True)
+    )
+
+
+def _carried(parts: list[Part]) -> bytes:
+    """The stored record in a page."""
+    text = "".join(part.text for part in parts)
+    return html.unescape(text.partition(_CARRIED)[2].partition("</pre>")[0]).encode()

@@ -187,7 +187,7 @@ class NotifySettings(_Group):
     support_email: str = Field(
         default="",
         pattern=r"^$|^[^@\s]+@[^@\s]+$",
-        description="Support's address: told of a restore that stops the application, and of a release's window while Slack is away.",
+        description="Support's address, told when a restore stops the application, and of a release when Slack is away.",
     )
 
 

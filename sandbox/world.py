@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from psycopg import sql
 
 from payme_ops.foundation import opsdb, signing
-from sandbox import payme_api, postgres, s3
+from sandbox import app_secrets, payme_api, postgres, s3
 from sandbox.http import silent
 from sandbox.payme_db import generate
 from sandbox.supervisor import Process, SandboxError, Supervisor, take_lock
@@ -248,6 +248,7 @@ def prepare(world: World, *, size: str) -> None:
             _database(connection, name)
     opsdb.migrate(world.conninfo("payme_ops", "payme_ops"))
     s3.create_buckets(world.url("s3"))
+    app_secrets.put(world.url("s3"), world.secrets)
     rows = generate.SIZES[size]
     generate.create(
         world.cluster.conninfo(),
@@ -350,7 +351,7 @@ def _passwords(path: Path) -> dict[str, str]:
             f"postgres.{role}": lambda: secrets.token_urlsafe(24)
             for role in (postgres.SUPERUSER, *_OWN_DATABASES, *_PAYME_ROLES)
         },
-        **{f"s3.{profile}": lambda: secrets.token_urlsafe(30) for profile in _PROFILES},
+        **{f"s3.{profile}": lambda: secrets.token_urlsafe(30) for profile in (*_PROFILES, "payme_secrets")},
         "slack.token": lambda: f"xoxb-sandbox-{secrets.token_hex(16)}",
         "sentry.key": lambda: secrets.token_hex(16),
         **{
@@ -403,6 +404,10 @@ def _settings(root: Path, keys: Path) -> dict[str, str]:
         "PAYME_OPS__ALERT__OWNER": "PayMe on call (sandbox)",
         "PAYME_OPS__NOTIFY__SUPPORT_EMAIL": SUPPORT_EMAIL,
         "PAYME_OPS__RELEASE__TEST_MERCHANT": payme_api.TEST_MERCHANT,
+        # Two hours of watching take a minute here, and half an hour of looking before it as long.
+        "PAYME_OPS__RELEASE__SAMPLE_SECONDS": "1",
+        "PAYME_OPS__RELEASE__BASELINE_SAMPLES": "55",
+        "PAYME_OPS__RELEASE__WATCH_MINUTES": "1",
     }
 
 
@@ -504,7 +509,7 @@ def _airflow_door(ports: Mapping[str, int], passwords: Mapping[str, str]) -> dic
             "password": passwords[f"s3.{name}"],
             "extra": {"region_name": HOME_REGION, "endpoint_url": f"http://127.0.0.1:{ports['s3']}"},
         }
-        for name in _PROFILES
+        for name in (*_PROFILES, "payme_secrets")
     }
     connections["payme_slack"] = {
         "conn_type": "slack",

@@ -39,7 +39,8 @@ class TestEveryDag:
 
     def test_never_runs_twice_at_once_nor_catches_up(self, dag_bag: Any, dag_id: str) -> None:
         dag = dag_bag.dags[dag_id]
-        assert dag.max_active_runs == 1
+        # Several releases may be in preparation; what must not meet is kept apart by leases.
+        assert dag.max_active_runs == (16 if "area:release" in dag.tags else 1)
         assert dag.catchup is False
         assert dag.dagrun_timeout is None  # it would skip teardowns
 

@@ -3,16 +3,15 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import boto3
 import typer
-from botocore.exceptions import BotoCoreError, ClientError
 
 from payme_ops.cli import doors
 from payme_ops.cli.backup import AsJson
 from payme_ops.cli.tables import evidence_json, evidence_table
-from payme_ops.foundation.errors import SettingsError, Unavailable
+from payme_ops.foundation.errors import SettingsError
 from payme_ops.foundation.evidence import Check, Verdict, run_check
 from payme_ops.release import app_env
 from payme_ops.release.request import Environment
@@ -62,7 +61,8 @@ def _values(file: Path | None, secret: str, *, process: bool) -> tuple[dict[str,
             remedy="name one of them",
         )
     if secret:
-        return app_env.read_secret(_secret(secret)), f"secret {secret}"
+        text = app_env.fetch_secret(_client, secret, f"the AWS profile {_PROFILE}")
+        return app_env.read_secret(text), f"secret {secret}"
     if file is None:
         return {name: os.environ.get(name, "") for name in app_env.KNOWN}, "this process"
     try:
@@ -74,23 +74,5 @@ def _values(file: Path | None, secret: str, *, process: bool) -> tuple[dict[str,
     return app_env.read_file(text), f"file {file.name}"
 
 
-def _secret(name: str) -> str:
-    """Its text. Raises SettingsError, Unavailable."""
-    try:
-        client = boto3.Session(profile_name=_PROFILE).client("secretsmanager")
-        return str(client.get_secret_value(SecretId=name)["SecretString"])
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", "none"))
-        raise SettingsError(
-            f"the secret {name} cannot be read",
-            expected=f"a secret that the profile {_PROFILE} may read",
-            found=code,
-            remedy="compare its name with `aws secretsmanager list-secrets`, and the profile's policy",
-        ) from None
-    except BotoCoreError as error:
-        raise Unavailable(
-            "AWS Secrets Manager could not be asked",
-            expected=f"the AWS profile {_PROFILE} with a region and credentials",
-            found=type(error).__name__,
-            remedy="add the profile (docs/first-run.md), or see whether AWS can be reached from here",
-        ) from None
+def _client() -> Any:
+    return boto3.Session(profile_name=_PROFILE).client("secretsmanager")

@@ -13,6 +13,8 @@ from psycopg.conninfo import make_conninfo
 from payme_ops.foundation.errors import SettingsError
 
 if TYPE_CHECKING:
+    from botocore.client import BaseClient as SecretsManagerClient
+
     from payme_ops.backup.catalogue import Stores
     from payme_ops.foundation.airflow_api import AirflowApi
     from payme_ops.foundation.mail import MailServer
@@ -85,6 +87,16 @@ def code_host() -> "GitHub | None":
 
     found = _optional("payme_code_host")
     return GitHub(_url(found), found.password or "", found.extra_dejson.get("repository", "")) if found else None
+
+
+def secrets_manager() -> "SecretsManagerClient | None":
+    """AWS Secrets Manager, for the application's variables; None where the connection payme_secrets is not there."""
+    if _optional("payme_secrets") is None:
+        return None
+    from airflow.providers.amazon.aws.hooks.secrets_manager import SecretsManagerHook
+
+    client: SecretsManagerClient = SecretsManagerHook(aws_conn_id="payme_secrets").get_conn()
+    return client
 
 
 def sentry_api() -> "SentryApi | None":

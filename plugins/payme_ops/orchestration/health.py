@@ -58,6 +58,7 @@ class HealthOperator(BaseOperator):
                 interval_seconds=self.interval_seconds,
                 begun=begun.isoformat(),
                 until=(begun + self.patience).isoformat(),
+                terms=[],
             ),
             method_name="resume",
             kwargs={"begun": begun.isoformat()},
@@ -94,7 +95,10 @@ class HealthOperator(BaseOperator):
 
 
 class HealthTrigger(BaseTrigger):
-    """Looks at /health until so many in a row were healthy, or the time is over; one event."""
+    """Looks at /health until so many in a row were healthy, or the time is over; one event.
+
+    It renews the terms (name, token, seconds) that it is told of.
+    """
 
     def __init__(
         self,
@@ -107,6 +111,7 @@ class HealthTrigger(BaseTrigger):
         interval_seconds: float,
         begun: str,
         until: str,
+        terms: list[list[Any]],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.arguments: dict[str, Any] = {
@@ -118,6 +123,7 @@ class HealthTrigger(BaseTrigger):
             "interval_seconds": interval_seconds,
             "begun": begun,
             "until": until,
+            "terms": terms,
         }
 
     def serialize(self) -> tuple[str, dict[str, Any]]:

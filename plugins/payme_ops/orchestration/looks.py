@@ -1,17 +1,32 @@
 """Looks at an application from a trigger's thread: taken, stored, and what they come to."""
 
 import logging
+import time
 from datetime import datetime, timedelta
+from typing import Any
 
-from payme_ops.foundation import health, samples
+import psycopg
+
+from payme_ops.foundation import health, lease, payme_api, samples, sentry_api
+from payme_ops.foundation import settings as config
 from payme_ops.foundation.clock import show, utc_now
-from payme_ops.foundation.errors import Unavailable
+from payme_ops.foundation.errors import LeaseLost, PaymeOpsError, Unavailable
 from payme_ops.foundation.evidence import Finding, Verdict, passed
 from payme_ops.foundation.health import Expected, State
+from payme_ops.foundation.lease import Term
+from payme_ops.foundation.postgres import connect
 from payme_ops.foundation.samples import Sample
+from payme_ops.foundation.settings import ReleaseSettings
+from payme_ops.foundation.sql import load
 from payme_ops.orchestration import connections
+from payme_ops.release import watch
+from payme_ops.release.watch import Limits
 
-_log = logging.getLogger("payme_ops.health")
+_log = logging.getLogger("payme_ops.release")
+
+_BASELINE = timedelta(hours=24)
+_SENTRY_SECONDS, _RENEW_SECONDS = 60.0, 60.0
+_SENTINEL_SECONDS = 600.0
 
 
 def _ops() -> str:
@@ -27,6 +42,7 @@ def health_once(
     interval_seconds: float,
     begun: str,
     until: str,
+    terms: list[list[Any]],
 ) -> float | None:
     """Look and store; how long to wait for the next look, None when it can be decided.
 
@@ -42,6 +58,7 @@ def health_once(
     try:
         samples.store(_ops(), subject, sample)
         stored = samples.of(_ops(), subject, first, now + timedelta(seconds=1))
+        _renew(terms)
     except Unavailable as error:
         _log.warning("%s; looking again", error)
         return interval_seconds
@@ -74,3 +91,126 @@ def rule(subject: str, begun: datetime, consecutive: int) -> Finding:
     if State.UNHEALTHY in states[-consecutive:]:
         return Finding(Verdict.FAIL, measured, "read the application's log: it does not get well")
     return Finding(Verdict.INCONCLUSIVE, measured, "look at the application yourself: these answers say nothing")
+
+
+# -- the watch --------------------------------------------------------------------------------------------------
+
+
+def watch_once(
+    environment: str, subject: str, commit: str, begun: str, until: str, terms: list[list[Any]], judging: bool
+) -> float | None:
+    """One look of the watch with everything beside it; how long to wait for the next, None when it is over."""
+    started, now = time.monotonic(), utc_now()
+    settings = config.load().release
+    first, last = datetime.fromisoformat(begun), datetime.fromisoformat(until)
+    try:
+        stored = samples.of(_ops(), subject, first, now)
+        samples.store(_ops(), subject, _take(environment, commit, settings, stored, first, now, judging))
+        if not _renew(terms):
+            return None
+        if judging and verdict(subject, environment, first, last).verdict is Verdict.FAIL:
+            return None
+    except Unavailable as error:
+        _log.warning("%s; looking again", error)
+    if utc_now() + timedelta(seconds=settings.sample_seconds) > last:
+        return None
+    return max(0.0, settings.sample_seconds - (time.monotonic() - started))
+
+
+def _renew(terms: list[list[Any]]) -> bool:
+    """Keep what is ours; False when the release's was taken over: another release decides now."""
+    ours = True
+    for name, token, seconds in terms:
+        try:
+            lease.renew_term(_ops(), Term(name, "the watch", token, utc_now(), utc_now()), timedelta(seconds=seconds))
+        except LeaseLost as error:
+            _log.error("%s", error)
+            ours = ours and not name.startswith("release:")
+    return ours
+
+
+def _take(
+    environment: str,
+    commit: str,
+    settings: ReleaseSettings,
+    stored: list[Sample],
+    begun: datetime,
+    now: datetime,
+    judging: bool,
+) -> Sample:
+    api = connections.payme_api(environment)
+    if api is None:
+        return Sample(now, State.UNKNOWN, 0.0, {"why": "no connection to the API"})
+    found = health.look(api.url, Expected(commit), now)
+    facts: dict[str, Any] = {"why": found.why, "commit": found.commit}
+    try:
+        told = payme_api.metrics(api.url).response_ms
+        facts |= {"p95": told["p95"]} if told else {}
+    except PaymeOpsError as error:
+        facts["metrics"] = type(error).__name__
+    if judging:
+        facts |= _sentry(stored, begun, now)
+        facts |= _database(environment, settings)
+    return Sample(now, found.state, found.ms, facts)
+
+
+def _sentry(stored: list[Sample], begun: datetime, now: datetime) -> dict[str, Any]:
+    """Errors by minute and new kinds of them, at most once a minute; a sentinel every ten."""
+    asked = [one for one in stored if "sentry" in one.facts]
+    if asked and (now - asked[-1].at).total_seconds() < _SENTRY_SECONDS:
+        return {}
+    api = connections.sentry_api()
+    if api is None:
+        return {"sentry": "not configured"}
+    sent = [one for one in asked if one.facts.get("sent")]
+    try:
+        facts: dict[str, Any] = {"sentry": "asked"}
+        if sent:
+            facts["sentinel"] = sentry_api.heard(api, sent[-1].facts["sent"])
+        if not sent or (now - sent[-1].at).total_seconds() > _SENTINEL_SECONDS or not facts["sentinel"]:
+            facts["sent"] = sentry_api.send_sentinel(api)
+        facts["errors"] = sentry_api.errors_by_minute(api, begun, now)
+        facts["new_issues"] = [one.title for one in sentry_api.new_issues(api, begun)]
+    except PaymeOpsError as error:
+        _log.warning("Sentry: %s", error)
+        return {"sentry": type(error).__name__, "sentinel": False}
+    return facts
+
+
+def _database(environment: str, settings: ReleaseSettings) -> dict[str, Any]:
+    if environment != "production":
+        return {}
+    values = {"query_seconds": settings.query_seconds, "lock_seconds": settings.lock_seconds}
+    try:
+        with connect(connections.conninfo("payme_db_read"), application="payme_ops:watch") as session:
+            row = session.execute(load("release/database_load.sql"), values).fetchone()
+    except (PaymeOpsError, psycopg.Error) as error:
+        return {"database": type(error).__name__}
+    if row is None or not row[4]:
+        return {"database": "the role may not see other sessions: grant pg_read_all_stats"}
+    percent = round(100 * row[0] / max(1, row[1]))
+    return {"database": {"connections_percent": percent, "slow_queries": row[2], "lock_waits": row[3]}}
+
+
+def verdict(subject: str, environment: str, begun: datetime, until: datetime) -> watch.Judgement:
+    """What the stored looks of a watch come to. Raises DatabaseUnavailable."""
+    settings = config.load().release
+    limits = Limits(
+        p95_ms=settings.p95_ms,
+        errors_per_minute=settings.errors_per_minute,
+        connections_percent=settings.connections_percent,
+    )
+    return watch.judge(
+        samples.of(_ops(), subject, begun, until + timedelta(minutes=1)),
+        baseline(environment, begun),
+        limits,
+        begun=begun,
+        until=until,
+        interval=timedelta(seconds=settings.sample_seconds),
+    )
+
+
+def baseline(environment: str, until: datetime) -> list[float]:
+    """p95 in milliseconds of the healthy looks of the day before, stored under the environment's name."""
+    found = samples.of(_ops(), environment, until - _BASELINE, until)
+    return [watch.time_of(one) for one in found if one.state is State.HEALTHY]

@@ -19,6 +19,7 @@ from payme_ops.foundation.settings import ReleaseSettings
 from payme_ops.release.request import Release
 
 PREFIX = "freeze:"
+NOT_STOPPED = {"orders": "not stopped"}  # measured where the API does not offer it
 _POLL_SECONDS = 0.5
 # How long the watchdog has for one try; what it could not end, it claims again.
 _CLAIM = timedelta(seconds=30)
@@ -55,7 +56,7 @@ def freeze(ops: str, release: Release, api: PaymeApi | None, settings: ReleaseSe
 
 def _not_offered() -> Finding:
     todo = "the API cannot stop orders: warn users, and see that support knows"
-    return Finding(Verdict.INCONCLUSIVE, {"orders": "not stopped"}, todo)
+    return Finding(Verdict.INCONCLUSIVE, NOT_STOPPED, todo)
 
 
 def _frozen(api: PaymeApi, release: Release, settings: ReleaseSettings, keeper: Keeper) -> Finding:

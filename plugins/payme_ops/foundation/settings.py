@@ -187,7 +187,7 @@ class NotifySettings(_Group):
     support_email: str = Field(
         default="",
         pattern=r"^$|^[^@\s]+@[^@\s]+$",
-        description="Support's address, told when a restore stops the application, and of a release when Slack is away.",
+        description="Support's address, told when a restore stops the application, or of a release if Slack is away.",
     )
 
 

@@ -17,14 +17,15 @@ without having said so was set. Seen on Airflow 3.3.2 (tests/e2e/test_bypasses.p
 | a question marked as success                   | patch_task_instance         | success, try and process of asking   |
 | cleared, then marked before it ran again       | the clear; not a bulk mark  | as it ended before, with a new id    |
 | cleared and run again                          | the clear; its state, try 2 | success, try 2                       |
+| ended by its trigger (end_from_trigger)        | nothing                     | as one marked                        |
 | skipped by the scheduler after a rejection     | nothing                     | skipped, try 0: as one marked        |
 | deleted (delete_task_instance)                 | nothing                     | not there; its evidence is kept      |
 | refused with 403                               | as if it had been done      | unchanged                            |
 | its XCom rewritten                             | update_xcom_entry           | unchanged                            |
 
 What the scheduler skips looks like a mark, and counts as one: before a deploy nothing of a release is skipped unless
-somebody rejected something, and then that has to be cleared in any case. The names of calls are those of Airflow's API
-functions (core_api/routes/public).
+somebody rejected something, and then that has to be cleared in any case. No task of a release may end by its trigger.
+The names of calls are those of Airflow's API functions (core_api/routes/public).
 """
 
 import json
@@ -160,10 +161,13 @@ def _ran_after(one: Call, endings: Sequence[Event]) -> bool:
 
 
 def _who(done: Sequence[Call], dag: str, task: str) -> str:
-    """Those who asked for it by name, or else for something without a name that may have been it."""
+    """Those who asked for it by name, or perhaps those whose call names no task."""
     asked = [one for one in done if one.dag in (dag, "") and one.what.startswith("set")]
-    named = [one.by for one in asked if task and one.task == task] or [one.by for one in asked if not one.task]
-    return ", ".join(sorted({*named}))
+    if named := {one.by for one in asked if task and one.task == task}:
+        return ", ".join(sorted(named))
+    if others := {one.by for one in asked if not one.task}:
+        return f"perhaps {', '.join(sorted(others))}"
+    return ""
 
 
 def examine(api: AirflowApi, release: Release, runs: Mapping[str, str], evidence: Mapping[str, Evidence]) -> Finding:

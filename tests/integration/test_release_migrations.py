@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import IntegrityError, NotFound, Unavailable
 from payme_ops.foundation.evidence import Finding, Verdict, canonical, passed, plain
+from payme_ops.foundation.scrub import scrub_all
 from payme_ops.release import migrations
 from payme_ops.release.code_host import GitHub, Pull, Review
 from payme_ops.release.migrations import BREAKPOINT, Migration
@@ -84,7 +85,8 @@ def migration(up: str, down: str | None, name: str = "0010_x.sql") -> Migration:
 
 def rehearse(conninfo: str, *made: Migration) -> Finding:
     found = migrations.rehearse(conninfo, made, quiet)
-    canonical(found.measured)  # it becomes evidence
+    canonical(found.measured)
+    assert scrub_all(found.measured) == found.measured  # evidence holds all of it
     assert CANARY not in plain(found.measured) + found.remedy
     assert found.measured["rollback_safe"] is (found.verdict is Verdict.PASS)
     return found
@@ -117,8 +119,8 @@ def test_up_down_and_up_again_is_a_way_back(copy: str) -> None:
         ("0010_x.sql", 2),
         ("0011_notes.sql", 1),
     ]
-    assert measured["scripts"][0]["up"] == hashlib.sha256(GOOD.up.encode()).hexdigest()
-    assert measured["scripts"][0]["down"] == hashlib.sha256((GOOD.down or "").encode()).hexdigest()
+    assert measured["scripts"][0]["up"] == f"sha256 {hashlib.sha256(GOOD.up.encode()).hexdigest()}"
+    assert measured["scripts"][0]["down"] == f"sha256 {hashlib.sha256((GOOD.down or '').encode()).hexdigest()}"
     assert set(measured["milliseconds"]) == {"up", "down", "up again"}
     schema = measured["schema"]
     assert schema["before"] == schema["down"] != schema["up"] == schema["up again"]

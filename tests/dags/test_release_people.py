@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -26,6 +26,9 @@ from sandbox.standin import Server
 from tests.integration.test_airflow_api import Airflow, ended, entry, instance
 from tests.support import releases
 from tests.support.standins import StandIn, mail_stand_in, served, slack_stand_in
+
+if TYPE_CHECKING:
+    from airflow.dag_processing.dagbag import DagBag
 
 PHONE = "+254700999888"
 PRE = "manual__2026-11-29T06:00:00+00:00"
@@ -304,6 +307,13 @@ class TestBypasses:
         assert self.examine(desk).verdict is Verdict.PASS
         (found,) = self.examine(desk, "post_deployment").measured["by hand"]
         assert found["task"] == "post_deployment keep_release"
+
+
+def test_no_task_of_a_release_ends_by_its_trigger(dag_bag: "DagBag") -> None:
+    # Airflow writes nothing down then, and it would look as if somebody had set it.
+    tasks = [one for dag in release_people.DAGS for one in dag_bag.dags[dag].tasks]
+    assert len(tasks) > 30
+    assert [one.task_id for one in tasks if getattr(one, "end_from_trigger", False)] == []
 
 
 def late() -> str:

@@ -19,7 +19,7 @@ from payme_ops.release.request import Release
 
 _log = logging.getLogger("payme_ops.release")
 
-_DAGS = ("pre_deployment", "deployment", "post_deployment")
+DAGS = ("pre_deployment", "deployment", "post_deployment")
 MAILED = "team_mailed"
 
 
@@ -39,9 +39,9 @@ def bypasses(context: Context, release: Release) -> Finding:
 
 def _runs(ops: str, context: Context, release: Release) -> dict[str, str]:
     """The runs of the release that have begun, this one the last."""
-    begun = _DAGS[: _DAGS.index(str(context["dag_run"].dag_id)) + 1]
+    begun = DAGS[: DAGS.index(str(context["dag_run"].dag_id)) + 1]
     prepared = request.pre_run(ops, release.id).partition("/")[2]
-    return {dag: prepared if dag == _DAGS[0] else release.id for dag in begun}
+    return {dag: prepared if dag == DAGS[0] else release.id for dag in begun}
 
 
 def team_notified(context: Context, release: Release) -> Finding:

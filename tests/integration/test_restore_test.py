@@ -285,7 +285,7 @@ def test_from_a_refuted_backup_to_a_closed_one(installation: Installation) -> No
     assert "index public.users_email_idx" in ended.err
     stamp = wrong.prefix.split("/")[3]
     assert "users_email_idx" in installation.cli("backup", "report", stamp).out
-    assert "<td>index public.users_email_idx</td>" in installation.cli("backup", "report", stamp, "--html").out
+    assert ">index public.users_email_idx</td>" in installation.cli("backup", "report", stamp, "--html").out
     states = {entry["key"]: entry["state"] for entry in installation.json("backup", "list")}
     assert states == {good.key: "VERIFIED", wrong.key: "REFUTED"}
     assert installation.cli("backup", "close", good.key, "--reason", "a good one cannot be closed").code == 1

@@ -182,24 +182,8 @@ class Tags(HTMLParser):
 
 
 OUR_TAGS = {
-    *(
-        "html",
-        "head",
-        "meta",
-        "title",
-        "style",
-        "body",
-        "header",
-        "section",
-        "h1",
-        "h2",
-        "p",
-        "br",
-        "b",
-        "span",
-        "code",
-    ),
-    *("table", "thead", "tbody", "tr", "th", "td", "ul", "li", "details", "summary", "pre"),
+    *("html", "head", "meta", "title", "style", "body", "header", "section", "div", "h1", "h2", "p", "br", "b"),
+    *("span", "code", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "details", "summary", "pre"),
 }
 
 

@@ -174,7 +174,7 @@ def _name(number: int, item: object) -> str:
 
 
 # How `_stored` lays the evidence out: an item begins by a line of three blanks and a bracket, perhaps a broken one.
-_ITEM_BEGINS = re.compile(r"^(?:...\{|   .)$(?=\n.{5})", re.MULTILINE)
+_ITEM_BEGINS = re.compile(r"^(?:...\{|   \S)$(?=\n.{5})", re.MULTILINE)
 _ITEM_IS = re.compile(r'^    "item": "(.*)",$', re.MULTILINE)
 _ITEMS_END = re.compile(r"^  \],?$", re.MULTILINE)
 
@@ -182,7 +182,9 @@ _ITEMS_END = re.compile(r"^  \],?$", re.MULTILINE)
 def _place(text: str, at: int) -> str:
     """Which part of a stored record that character belongs to, by the layout: a broken record has it, too."""
     line_end = text.find("\n", at)
-    begun = [one.end() for one in _ITEM_BEGINS.finditer(text) if one.start() <= at]
+    # What breaks at a bracket that is as it should be was broken before it.
+    end = at - 4 if text[at : at + 1] == "{" else at
+    begun = [one.end() for one in _ITEM_BEGINS.finditer(text) if one.start() <= end]
     if not begun or _ITEMS_END.search(text[: line_end if line_end >= 0 else len(text)], begun[-1]):
         return "the header"
     item = _ITEM_IS.search(text, begun[-1], max(text.find("\n   }", begun[-1]), begun[-1]))

@@ -7,8 +7,8 @@ Due as PagerDuty has it: the meeting within three calendar days of a severe inci
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from payme_ops.foundation.approvals import Approval
-from payme_ops.foundation.clock import EAT, show
+from payme_ops.foundation.approvals import APPROVE, Approval
+from payme_ops.foundation.clock import EAT, show, span
 from payme_ops.foundation.evidence import Evidence, Verdict, plain
 from payme_ops.foundation.record import cell
 
@@ -16,16 +16,19 @@ SEVERE, MODERATE = "Sev-1", "Sev-2"
 _BAD = (Verdict.FAIL, Verdict.BYPASSED)
 _CUT = 200
 
+Numbered = Sequence[tuple[int, Evidence]]
+
 
 def severity(found: Sequence[Evidence]) -> str:
     """Severe when users were hit: orders could not be taken again, or a rollback was needed or failed."""
     names = {one.item for one in found}
     failed = {one.item for one in found if one.verdict is Verdict.FAIL}
-    return SEVERE if "rollback" in names or "resume_orders" in failed else MODERATE
+    stayed = _first(found, "freeze_orders") is not None and orders_stopped(found) is None
+    return SEVERE if "rollback" in names or "resume_orders" in failed or stayed else MODERATE
 
 
 def due(level: str, ended: datetime) -> datetime:
-    """When the meeting has to be: three calendar days, or five business days in Nairobi."""
+    """When the meeting has to be: three calendar days, or five days from Monday to Friday, in Nairobi."""
     if level == SEVERE:
         return ended + timedelta(days=3)
     moment, left = ended.astimezone(EAT), 5
@@ -35,42 +38,52 @@ def due(level: str, ended: datetime) -> datetime:
     return moment
 
 
-def detect_and_mitigate(found: Sequence[Evidence]) -> tuple[timedelta | None, timedelta | None]:
-    """From the deploy to the first bad finding, and from that to the previous commit being back."""
-    deploys = [one for one in found if one.item == "deploy"]
-    begun = min((one.started for one in deploys), default=None)
-    bad = min(
-        (one.ended for one in found if one.verdict in _BAD and (begun is None or one.ended >= begun)), default=None
-    )
-    back = max(
-        (one.ended for one in found if one.item == "rollback" and one.verdict is Verdict.PASS and bad), default=None
-    )
-    detect = bad - begun if bad and begun else None
-    return detect, back - bad if back and bad else None
+def detect_and_mitigate(
+    found: Sequence[Evidence], answers: Sequence[Approval] = ()
+) -> tuple[timedelta | None, timedelta | None]:
+    """From the deploy to the first bad finding or a person's no, and from that to the previous commit being back."""
+    begun = min((one.started for one in found if one.item == "deploy"), default=None)
+    if begun is None:
+        return None, None
+    told = [one.ended for one in found if one.verdict in _BAD]
+    told += [one.responded_at for one in answers if one.responded_at and _is_no(one)]
+    bad = min((at for at in told if at >= begun), default=None)
+    if bad is None:
+        return None, None
+    back = _first(found, "rollback", bad)
+    return bad - begun, back - bad if back else None
+
+
+def orders_stopped(found: Sequence[Evidence]) -> timedelta | None:
+    """For how long no orders were taken; None when they were not stopped, or were not seen to be taken again."""
+    stopped = _first(found, "freeze_orders")
+    taken = _first(found, "resume_orders", stopped) if stopped else None
+    return taken - stopped if stopped and taken else None
+
+
+def _first(found: Sequence[Evidence], item: str, since: datetime | None = None) -> datetime | None:
+    """When that item passed first."""
+    passed = [one.ended for one in found if one.item == item and one.verdict is Verdict.PASS]
+    return min((at for at in passed if since is None or at >= since), default=None)
+
+
+def _is_no(one: Approval) -> bool:
+    return one.choice is not None and one.choice != APPROVE
 
 
 def draft(
     release: str,
     outcome: str,
-    numbered: Sequence[tuple[int, Evidence]],
+    numbered: Numbered,
     answers: Sequence[Approval],
     owner: str,
     now: datetime,
 ) -> str:
-    """Markdown. No text of it becomes markup of its own."""
+    """Markdown, from the evidence with its numbers in the ops database. No text of it becomes markup of its own."""
     found = [one for _, one in numbered]
     level = severity(found)
-    detect, mitigate = detect_and_mitigate(found)
-    rows = [
-        f"| {show(one.ended)} | {cell(one.item)} | {one.verdict} | {cell(plain(one.measured)[:_CUT])} | {number} |"
-        for number, one in numbered
-    ]
-    people = [
-        f"| {show(one.responded_at) if one.responded_at else ''} | {cell(one.gate)} |"
-        f" {cell(one.choice or 'no answer')} | {cell(one.responder or 'nobody in time')} | {cell(one.reason)} |"
-        for one in answers
-    ]
-    bad = [f"- {cell(one.item)} ({number}): {cell(one.remedy)}" for number, one in numbered if one.verdict in _BAD]
+    detect, mitigate = detect_and_mitigate(found, answers)
+    lines = sorted([*_findings(numbered), *_decisions(numbered, answers)])
     return "\n".join(
         [
             f"# Post-mortem of {cell(release)}: {cell(outcome)} (draft)",
@@ -79,22 +92,17 @@ def draft(
             f"- Severity: {level}; meeting due {show(due(level, now))[:10]}",
             f"- Detected after: {_time(detect, 'the deploy')}",
             f"- Mitigated after: {_time(mitigate, 'the first bad finding')}",
+            *_stopped(found),
             "",
             "## Timeline",
             "",
-            "| When | Item | Verdict | Found | Evidence |",
-            "|---|---|---|---|---|",
-            *rows,
-            "",
-            "## Decisions",
-            "",
-            "| When | Gate | Choice | By | Reason |",
-            "|---|---|---|---|---|",
-            *people,
+            "| When | What | Verdict | Found | By | Evidence | Digest |",
+            "|---|---|---|---|---|---|---|",
+            *(line for _, _, line in lines),
             "",
             "## What was wrong",
             "",
-            *(bad or ["- Nothing that a machine has found: the decisions above say why."]),
+            *(_wrong(numbered, answers) or ["- Nothing that a machine has found, and nobody said no."]),
             "",
             "## To be answered by people",
             "",
@@ -107,5 +115,60 @@ def draft(
     )
 
 
-def _time(span: timedelta | None, since: str) -> str:
-    return f"{span.total_seconds():.0f} s from {since}" if span is not None else "not known from the evidence"
+def _findings(numbered: Numbered) -> list[tuple[datetime, int, str]]:
+    return [
+        (one.ended, number, _line(one.ended, one.item, one.verdict, one.measured, one.actor, (number, one)))
+        for number, one in numbered
+    ]
+
+
+def _decisions(numbered: Numbered, answers: Sequence[Approval]) -> list[tuple[datetime, int, str]]:
+    """Answers, each with the evidence that was shown; a question that was never put has no line."""
+    lines = []
+    for one in answers:
+        shown, at = _shown(numbered, one), one.responded_at or one.asked_at
+        if shown and at:
+            choice, by = one.choice or "no answer", one.responder or "nobody in time"
+            lines.append((at, shown[0], _line(at, one.gate, choice, one.reason, by, shown)))
+    return lines
+
+
+def _shown(numbered: Numbered, answer: Approval) -> tuple[int, Evidence] | None:
+    """The evidence that an answer is bound to: of several with the same content the gate's own, then the last."""
+    same = [(number, one) for number, one in numbered if one.sha256 == answer.digest]
+    best = [(number, one) for number, one in same if one.item == answer.gate] or same
+    return best[-1] if best else None
+
+
+def _line(at: datetime, what: str, verdict: str, found: object, by: str, source: tuple[int, Evidence]) -> str:
+    number, shown = source
+    told = cell("" if found == "" else plain(found)[:_CUT])
+    digest = shown.sha256[:16]
+    return f"| {show(at)} | {cell(what)} | {cell(verdict)} | {told} | {cell(by)} | {number} | {digest} |"
+
+
+def _wrong(numbered: Numbered, answers: Sequence[Approval]) -> list[str]:
+    last = {one.item: number for number, one in numbered}
+    again = {number: "" if last[one.item] == number else ", measured again later" for number, one in numbered}
+    bad = [
+        f"- {cell(one.item)} ({number}){again[number]}: {cell(one.remedy)}"
+        for number, one in numbered
+        if one.verdict in _BAD
+    ]
+    said = [
+        f"- {cell(one.gate)}: {cell(one.choice or '')} by {cell(one.responder or 'nobody in time')}: {cell(one.reason)}"
+        for one in answers
+        if _is_no(one)
+    ]
+    return bad + said
+
+
+def _stopped(found: Sequence[Evidence]) -> list[str]:
+    if _first(found, "freeze_orders") is None:
+        return []
+    length = orders_stopped(found)
+    return [f"- Orders were stopped for: {span(length) if length else 'not known from the evidence'}"]
+
+
+def _time(length: timedelta | None, since: str) -> str:
+    return f"{span(length)} from {since}" if length is not None else "not known from the evidence"

@@ -201,6 +201,7 @@ def examine(api: AirflowApi, release: Release, runs: Mapping[str, str], evidence
 
 def _todo(left: Sequence[Mark]) -> str:
     if gone := sorted(one.dag for one in left if not one.task):
-        return f"trigger a new release: the run of {', '.join(gone)} was deleted, and nobody can tell what was in it"
+        missing = f"the run of {', '.join(gone)} was deleted, or the account may not see it"
+        return f"trigger a new release, since nobody can tell what was in it: {missing}"
     tasks = ", ".join(sorted({f"{one.dag} {one.task}" for one in left}))
     return f"clear {tasks}, then collect and what comes after it: a state set by hand is no evidence"

@@ -2,10 +2,12 @@
 
 import html
 import json
+import os
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from payme_ops.foundation.errors import RecordInvalid, Untrusted
 from payme_ops.foundation.evidence import Evidence, Verdict
 from payme_ops.foundation.record import Record
 from payme_ops.foundation.signed_page import Part
-from tests.support import release_records
+from tests.support import document, release_records
 
 KEY = Ed25519PrivateKey.generate()
 TRUSTED = [signing.public_key(KEY)]
@@ -202,6 +204,18 @@ def test_a_cell_of_the_table_stays_one_cell() -> None:
     (row,) = [line for line in text.splitlines() if line.startswith("| 1 | rows")]
     assert row.replace("\\|", "").count("|") == 9
     assert "<script>" not in row.replace("\\<", "")
+
+
+def test_stock_tools_verify_a_record_as_the_document_says(tmp_path: Path) -> None:
+    kept = tmp_path / "record.json"
+    lines = document.blocks("records.md")
+    values = {"RECORD": str(kept), "KEY": TRUSTED[0]}
+    kept.write_bytes(record.signed(BAD, KEY))
+    script = [document.with_values(lines[0], values), *lines[1:]]
+    assert "Verified Successfully" in document.run(script, os.environ, tmp_path)
+    kept.write_bytes(kept.read_bytes().replace(b'"ROLLED BACK"', b'"RELEASED"'))
+    with pytest.raises(AssertionError, match="Verification Failure"):
+        document.run(script, os.environ, tmp_path)
 
 
 # -- the page ---------------------------------------------------------------------------------------------------

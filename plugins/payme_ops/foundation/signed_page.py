@@ -19,7 +19,6 @@ from payme_ops.foundation.evidence import canonical
 
 _FORMAT, _VERSION = "payme-ops/page", 1
 _OPEN = b'<details><summary>The signature of this page</summary>\n<pre id="signature">'
-_MARK = b'<pre id="signature">'
 _CLOSE = b"</pre>\n</details>\n</body></html>\n"
 
 
@@ -40,7 +39,7 @@ def sign(parts: Sequence[Part], key: Ed25519PrivateKey) -> bytes:
 
 def is_page(body: bytes) -> bool:
     """Whether it is meant to be a page, of these or of the ones before them; no JSON can be taken for one."""
-    return _MARK in body or body.lstrip()[:1] == b"<"
+    return _OPEN in body or body.lstrip()[:1] == b"<"
 
 
 def verify(page: bytes, trusted_keys: list[str], variable: str) -> list[Part]:

@@ -1,4 +1,4 @@
-"""The application's variables in the sandbox's AWS Secrets Manager, which is moto's, too: `payme/<environment>/secrets`.
+"""The application's variables in the sandbox's AWS Secrets Manager (moto's, too), as `payme/<environment>/secrets`.
 
 They can be meant: what checks them finds nothing. Moto forgets them with its end, so each start puts them there.
 """

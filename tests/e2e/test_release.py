@@ -1,4 +1,4 @@
-"""Releases from the form to the signed record: a green one, a rejected one, a bad one, and one whose worker is killed."""
+"""Releases from the form to the signed record: a green one, a rejected, a bad one, and one whose worker is killed."""
 
 import json
 import os

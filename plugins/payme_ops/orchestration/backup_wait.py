@@ -78,17 +78,11 @@ def _terms(mine: Release, frozen: Evidence) -> list[list[Any]]:
     """What is ours until the deploy, renewed: name, token, seconds. Raises LeaseHeld, LeaseLost."""
     taken = release.take(mine)
     terms: list[list[Any]] = [[taken.name, taken.token, release.RELEASE_TTL.total_seconds()]]
-    if _are_stopped(frozen):
+    if orders.are_stopped(frozen):
         freeze, seconds = orders.require_frozen(_ops(), mine), settings.load().release.freeze_seconds
         lease.renew_term(_ops(), freeze, timedelta(seconds=seconds))
         terms.append([freeze.name, freeze.token, seconds])
     return terms
-
-
-def _are_stopped(frozen: Evidence) -> bool:
-    """Not where the API does not offer it: then there is no freeze that could end."""
-    found = frozen.measured
-    return not (isinstance(found, dict) and found.get("orders") == orders.NOT_STOPPED["orders"])
 
 
 def look(backup_run: str, terms: list[list[Any]], until: str) -> float | None:
@@ -140,7 +134,7 @@ def _before(backup_run: str) -> str:
 def _judge(backup_run: str, frozen: Evidence) -> Finding | None:
     """None while it has to be waited for. A complete backup counts whoever took it, if it is newer than the freeze."""
     newest = _newest()
-    stopped = show(frozen.ended) if _are_stopped(frozen) else f"not stopped, tried {show(frozen.ended)}"
+    stopped = show(frozen.ended) if orders.are_stopped(frozen) else f"not stopped, tried {show(frozen.ended)}"
     if newest and newest.read_back and newest.snapshot_at > frozen.ended:
         return passed({**_facts(newest, newest.read_back), "orders stopped": stopped})
     state = run_state(backup_run)

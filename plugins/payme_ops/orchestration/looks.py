@@ -25,8 +25,9 @@ from payme_ops.release.watch import Limits
 _log = logging.getLogger("payme_ops.release")
 
 _BASELINE = timedelta(hours=24)
-_SENTRY_SECONDS, _RENEW_SECONDS = 60.0, 60.0
-_SENTINEL_SECONDS = 600.0
+# Of the looks, which are 30 s apart: Sentry is asked once a minute, and heard of by a sentinel every ten.
+_SENTRY_LOOKS, _SENTINEL_LOOKS = 2, 20
+_SENTRY_LATE = timedelta(minutes=5)  # what it counts of a minute may still grow
 
 
 def _ops() -> str:
@@ -149,15 +150,15 @@ def _take(
     except PaymeOpsError as error:
         facts["metrics"] = type(error).__name__
     if judging:
-        facts |= _sentry(stored, begun, now)
+        facts |= _sentry(stored, begun, now, settings.sample_seconds)
         facts |= _database(environment, settings)
     return Sample(now, found.state, found.ms, facts)
 
 
-def _sentry(stored: list[Sample], begun: datetime, now: datetime) -> dict[str, Any]:
-    """Errors by minute and new kinds of them, at most once a minute; a sentinel every ten."""
+def _sentry(stored: list[Sample], begun: datetime, now: datetime, interval: float) -> dict[str, Any]:
+    """Errors by minute and new kinds of them, at every second look; a sentinel at every twentieth."""
     asked = [one for one in stored if "sentry" in one.facts]
-    if asked and (now - asked[-1].at).total_seconds() < _SENTRY_SECONDS:
+    if asked and (now - asked[-1].at).total_seconds() < (_SENTRY_LOOKS - 0.5) * interval:
         return {}
     api = connections.sentry_api()
     if api is None:
@@ -167,9 +168,9 @@ def _sentry(stored: list[Sample], begun: datetime, now: datetime) -> dict[str, A
         facts: dict[str, Any] = {"sentry": "asked"}
         if sent:
             facts["sentinel"] = sentry_api.heard(api, sent[-1].facts["sent"])
-        if not sent or (now - sent[-1].at).total_seconds() > _SENTINEL_SECONDS or not facts["sentinel"]:
+        if not sent or (now - sent[-1].at).total_seconds() > _SENTINEL_LOOKS * interval or not facts["sentinel"]:
             facts["sent"] = sentry_api.send_sentinel(api)
-        facts["errors"] = sentry_api.errors_by_minute(api, begun, now)
+        facts["errors"] = sentry_api.errors_by_minute(api, max(begun, now - _SENTRY_LATE), now)
         facts["new_issues"] = [one.title for one in sentry_api.new_issues(api, begun)]
     except PaymeOpsError as error:
         _log.warning("Sentry: %s", error)

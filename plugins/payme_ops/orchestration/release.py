@@ -24,6 +24,7 @@ from payme_ops.foundation.record import Record
 from payme_ops.foundation.settings import ReleaseSettings
 from payme_ops.orchestration import alerting, connections, looks, release_items, release_people
 from payme_ops.orchestration.doors import catalogue, run_name
+from payme_ops.orchestration.health import FIRST_SECONDS
 from payme_ops.release import checklist, deploy, orders, postmortem, request
 from payme_ops.release.checklist import GATES, ITEMS
 from payme_ops.release.request import Environment, Release
@@ -201,7 +202,7 @@ def plan_baseline(context: Context) -> dict[str, Any] | None:
     if (stored := len(looks.baseline(environment, begun))) >= looks.watch.MIN_BASELINE:
         _log.info("%d looks of the last day are stored", stored)
         return None
-    until = begun + timedelta(seconds=baseline_seconds())
+    until = begun + timedelta(seconds=FIRST_SECONDS + baseline_seconds())
     plan = {"environment": environment, "subject": environment, "commit": "", "terms": [], "judging": False}
     return {**plan, "begun": begun.isoformat(), "until": until.isoformat()}
 
@@ -212,8 +213,8 @@ def plan_watch(context: Context) -> dict[str, Any]:
     found = _found(release)
     begun = found.get("watch_begun")
     if begun is None or ("watch" in found and found["watch"].ended > begun.ended):
-        now, minutes = utc_now(), _settings().watch_minutes
-        times = {"begun": now.isoformat(), "until": (now + timedelta(minutes=minutes)).isoformat()}
+        first, minutes = utc_now() + timedelta(seconds=FIRST_SECONDS), _settings().watch_minutes
+        times = {"begun": first.isoformat(), "until": (first + timedelta(minutes=minutes)).isoformat()}
         begun = evidence.keep(
             ops(), release.run, "watch_begun", passed(times), threshold=f"{minutes:g} min", source=run_name(context)
         )
@@ -476,7 +477,7 @@ def _is_frozen(release: Release) -> bool:
     if term and term.holder.startswith("release/"):
         return False  # ours was ended; another release has stopped them since
     frozen, resumed = _latest(release, "freeze_orders"), _latest(release, "resume_orders")
-    if frozen is None or "users warned" in frozen.measured:
+    if frozen is None or not orders.are_stopped(frozen):
         return False
     return resumed is None or resumed.verdict is not Verdict.PASS or resumed.ended < frozen.ended
 

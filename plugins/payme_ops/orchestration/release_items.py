@@ -191,7 +191,7 @@ def _fenced(release: Release) -> list[Term]:
     terms = [_release_term(release)]
     frozen = _latest(release, "freeze_orders")
     posted = deploys.was_posted(_ops(), release)
-    if not posted and frozen and not (isinstance(frozen.measured, dict) and "users warned" in frozen.measured):
+    if not posted and frozen and orders.are_stopped(frozen):
         terms.append(orders.require_frozen(_ops(), release))
     return terms
 

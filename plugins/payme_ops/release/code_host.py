@@ -211,7 +211,7 @@ def rollback_plan(host: CodeHost, request: Request, path: str) -> Finding:
     measured = {
         "file": path,
         "bytes": len(text) if text is not None else "not there",
-        "sha256": hashlib.sha256(text).hexdigest() if text is not None else "",
+        "digest": f"sha256 {hashlib.sha256(text).hexdigest()}" if text is not None else "",
         "begins": _first_line(text or b""),
         "previous commit": request.previous_commit if previous else "not there",
     }

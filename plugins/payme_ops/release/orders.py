@@ -12,7 +12,7 @@ from datetime import timedelta
 from payme_ops.foundation import evidence, lease, payme_api
 from payme_ops.foundation.clock import show, utc_now
 from payme_ops.foundation.errors import LeaseLost, PaymeOpsError
-from payme_ops.foundation.evidence import Finding, Verdict, failed, passed
+from payme_ops.foundation.evidence import Evidence, Finding, Verdict, failed, passed
 from payme_ops.foundation.lease import Keeper, Term
 from payme_ops.foundation.payme_api import PaymeApi
 from payme_ops.foundation.settings import ReleaseSettings
@@ -86,6 +86,11 @@ def _probe(api: PaymeApi, release: Release, settings: ReleaseSettings, measured:
         payme_api.refund_order(api, probe.id, f"{release.id}-frozen")
         return failed({**measured, "probe order": f"taken as {probe.id}"}, "the API says frozen and takes orders")
     return passed({**measured, "probe order": "refused"})
+
+
+def are_stopped(frozen: Evidence) -> bool:
+    """Whether that evidence of the freeze says so, or may: not where the API does not offer it."""
+    return not (isinstance(frozen.measured, dict) and frozen.measured.get("orders") == NOT_STOPPED["orders"])
 
 
 def require_frozen(ops: str, release: Release) -> Term:

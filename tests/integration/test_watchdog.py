@@ -405,6 +405,13 @@ class TestCommand:
     ) -> None:
         with sentry_stand_in(tmp_path) as sentry:
             ready.set("WATCHDOG__HEARTBEAT_URL", f"{sentry.url}/api/1/cron/watchdog/abc/?status=ok")
+            asked, words = "service=payme_ops_db", {"subject": "Swap?", "thread": "test:watchdog"}
+            until = utc_now() + timedelta(minutes=10)
+            approvals.ask(asked, run="test/watchdog", gate="g", digest="d", requested_by="", expires_at=until, **words)
+            with psycopg.connect(asked) as session:
+                session.execute(
+                    "UPDATE ops.approvals SET asked_at = now() - interval '16 min' WHERE thread LIKE 'test:%'"
+                )
             # No backup yet: that is told at once, whatever else there is.
             running = ready.start("watchdog")
             missed = "Backup target missed: daily age: none, expected 26 h at most"
@@ -412,6 +419,7 @@ class TestCommand:
             eventually(
                 lambda: missed in [message["text"] for message in slack.messages], "the alert", seconds=60, every=0.5
             )
+            eventually(lambda: "Still without an answer" in told(slack), "the reminder", seconds=60, every=0.5)
             eventually(lambda: sentry.get("/items.json"), "a heartbeat", seconds=60, every=0.5)
             running.process.terminate()
             ended = running.end()

@@ -11,28 +11,22 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import psutil
 import psycopg
 from rich.console import Console
 
-from payme_ops.backup import catalogue
-from payme_ops.backup.catalogue import State
-from payme_ops.backup.manifest import Tier
 from payme_ops.backup.verification import VARIABLE
 from payme_ops.cli import doors
 from payme_ops.foundation import record, settings
-from payme_ops.foundation.clock import utc_now
 from payme_ops.migration import control, rehearsal, shape, state
 from payme_ops.migration.desk import MigrationDesk
 from payme_ops.migration.names import PHONE_NUMBER
 from payme_ops.migration.shape import Stage
-from sandbox.airflow import ASKED_FOR_SECONDS
 from sandbox.http import call
 from sandbox.payme_app.fleet import Fleet, Totals
 from sandbox.payme_app.versions import PREFIX, V1, V2, V3, V4, V5, Version
@@ -41,7 +35,6 @@ from sandbox.supervisor import SandboxError
 from sandbox.tour import ground
 from sandbox.tour.count import Count
 from sandbox.tour.ground import Desk
-from sandbox.world import PROJECT
 
 DAG = "phone_encryption"
 # The release that a gate waits for, and where each part of the story begins.
@@ -63,12 +56,10 @@ PARTS: Mapping[str, str] = {
 }
 _FORM = {"rehearsal": False, "window_from": "00:00", "window_to": "23:59", "brown_out_minutes": 0.2}
 _REASON = "tour, step 3"
-_BACKUP_MAX_AGE = timedelta(hours=26)  # as the DAG's checklist has it
 _USERS, _ADOPTED = generate.SIZES["demo"].users, 1_000
 _INSTANCES, _CONNECTIONS, _PER_SECOND = 2, 2, 50.0  # beside Airflow, on a laptop
 _KILL_FROM = 0.45  # of a range
 _SECONDS, _POLL_SECONDS = 900.0, 1.0
-_S3 = "payme_s3_restore"
 _BACKFILL = "payme_ops:migration:backfill"  # the session that writes
 # What the line says of a task that is neither done nor to come.
 _DOING = {
@@ -155,35 +146,17 @@ def _is_done(desk: Desk) -> bool:
 
 
 def _prepare(console: Console, desk: Desk) -> None:
-    if not _has_verified_backup():
-        _run(console, desk, "backup_daily")
-        _run(console, desk, "backup_restore_test")
-    _run(console, desk, DAG)  # its form comes with rehearsal on
+    ground.require_verified_backup(console, desk, _REASON)
+    ground.require_run(console, desk, DAG, _REASON)  # its form comes with rehearsal on
     found = _newest_record(rehearsal.KIND)
     if found is None or found.verdict != "green":
         raise SandboxError("there is no green rehearsal", found=found.verdict if found else "none")
     console.print(f"   {found.verdict}, {len(found.evidence)} checks, on {found.subject}", soft_wrap=True)
 
 
-def _has_verified_backup() -> bool:
-    found = catalogue.entries(doors.catalogue(_S3), tiers=[Tier.DAILY], newest_first=True)
-    newest = next((one for one in found if one.state is State.VERIFIED), None)
-    return newest is not None and utc_now() - newest.trusted.snapshot_at < _BACKUP_MAX_AGE
-
-
-def _run(console: Console, desk: Desk, dag: str) -> None:
-    ground.until(partial(desk.oncall.busy, dag), dag, _SECONDS)
-    begun = time.monotonic()
-    with console.status(f"{dag} …"):
-        run, ended = desk.run(dag, {"reason": _REASON}, _SECONDS)
-    if ended != "success":
-        raise SandboxError(f"{dag} ended otherwise", expected="success", found=f"{ended}, run {run}")
-    console.print(f"   {dag}: {ended} after {time.monotonic() - begun:.0f} s")
-
-
 def _newest_record(kind: str) -> record.Record | None:
     keys = settings.load().backup.verification_keys
-    return record.newest(doors.catalogue(_S3).stores.home, kind, keys, VARIABLE)
+    return record.newest(doors.catalogue(ground.S3).stores.home, kind, keys, VARIABLE)
 
 
 def _application(desk: Desk, folder: Path) -> Fleet:
@@ -228,18 +201,11 @@ def _attend(story: _Story, task: Mapping[str, Any]) -> None:
         before, after = story.fleet.running[0].version, RELEASES[name]
         story.say(f"   {name} waits for {before.number} to go: {after.number} is deployed, one instance at a time")
         _deploy(story.desk, story.fleet, after)
-    if asks(task, datetime.now(UTC)) and story.is_new(f"question of {name}"):
+    if ground.asks(task, datetime.now(UTC)) and story.is_new(f"question of {name}"):
         _ask(story, name)
     # Already while the ranges are planned: the backfill of the demo's users lasts a second or two.
     if name == "plan" and is_in in ("running", "success") and story.is_new("kill"):
         _kill_halfway(story)
-
-
-def asks(task: Mapping[str, Any], now: datetime) -> bool:
-    """Whether a person may answer it: an answer within seconds of the question could be lost."""
-    if task["state"] != "awaiting_input":
-        return False
-    return now - datetime.fromisoformat(task["start_date"]) > timedelta(seconds=ASKED_FOR_SECONDS)
 
 
 def doing(tasks: Iterable[Mapping[str, Any]]) -> str:
@@ -255,11 +221,7 @@ def _ask(story: _Story, gate: str) -> None:
         story.desk.approver.answer(DAG, story.run, gate, "Approve")
         story.say(f"   {gate}: answered as approver: Approve")
         return
-    url = f"{story.desk.world.url('airflow')}/dags/{DAG}/runs/{quote(story.run)}/tasks/{gate}/required_actions"
-    story.say(f"   open    {url}?map_index=-1")
-    story.say(
-        f"   log in  as approver, password in {story.desk.world.credentials.relative_to(PROJECT)}, section [airflow]"
-    )
+    story.say(ground.where_to_answer(story.desk, DAG, story.run, gate, "approver"))
     story.say("   read what was found, then Approve. The traffic goes on until you have.")
 
 

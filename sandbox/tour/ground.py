@@ -5,15 +5,27 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
+from urllib.parse import quote
 
 from rich.console import Console
 
+from payme_ops.backup import catalogue
+from payme_ops.backup.catalogue import State
+from payme_ops.backup.manifest import Tier
+from payme_ops.cli import doors
+from payme_ops.foundation.clock import utc_now
 from sandbox import airflow, world
-from sandbox.airflow import Api
+from sandbox.airflow import ASKED_FOR_SECONDS, Api
 from sandbox.demo import ROOT
 from sandbox.supervisor import SandboxError
-from sandbox.world import World
+from sandbox.world import PROJECT, World
+
+S3 = "payme_s3_restore"
+_BACKUP_MAX_AGE = timedelta(hours=26)  # as the checklists have it
+_SECONDS = 900.0
 
 
 @contextlib.contextmanager
@@ -30,11 +42,12 @@ def services(console: Console) -> Iterator[World]:
 
 @dataclass(frozen=True)
 class Desk:
-    """The running desk and its two users."""
+    """The running desk and its people."""
 
     world: World
     oncall: Api
     approver: Api
+    lead: Api
 
     def run(self, dag: str, conf: Mapping[str, object], within_seconds: float = 600) -> tuple[str, str]:
         """Trigger as oncall and wait for the end; run id and state. Raises SandboxError when it takes longer."""
@@ -61,9 +74,43 @@ def desk(console: Console) -> Iterator[Desk]:
     _require_demo()
     console.print("The demo is not running: starting it, with Airflow, for this step (about half a minute).")
     with world.running(ROOT, size="demo") as (here, supervisor):
-        supervisor.start(world.application(here))
+        supervisor.start(world.application(here), world.staging(here))
         airflow.start(here, supervisor, airflow.environment(here))
         yield _desk(here)
+
+
+def require_verified_backup(console: Console, desk: Desk, reason: str) -> None:
+    """Take and test one, unless there is one that is young enough. Raises SandboxError."""
+    found = catalogue.entries(doors.catalogue(S3), tiers=[Tier.DAILY], newest_first=True)
+    newest = next((one for one in found if one.state is State.VERIFIED), None)
+    if newest is None or utc_now() - newest.trusted.snapshot_at >= _BACKUP_MAX_AGE:
+        for dag in ("backup_daily", "backup_restore_test"):
+            require_run(console, desk, dag, reason)
+
+
+def require_run(console: Console, desk: Desk, dag: str, reason: str) -> None:
+    """Run the DAG as its form comes, and say how long it took. Raises SandboxError unless it succeeds."""
+    until(partial(desk.oncall.busy, dag), dag, _SECONDS)
+    begun = time.monotonic()
+    with console.status(f"{dag} …"):
+        run, ended = desk.run(dag, {"reason": reason}, _SECONDS)
+    if ended != "success":
+        raise SandboxError(f"{dag} ended otherwise", expected="success", found=f"{ended}, run {run}")
+    console.print(f"   {dag}: {ended} after {time.monotonic() - begun:.0f} s")
+
+
+def asks(task: Mapping[str, Any], now: datetime) -> bool:
+    """Whether a person may answer it: an answer within seconds of the question could be lost."""
+    if task["state"] != "awaiting_input":
+        return False
+    return now - datetime.fromisoformat(task["start_date"]) > timedelta(seconds=ASKED_FOR_SECONDS)
+
+
+def where_to_answer(desk: Desk, dag: str, run: str, task: str, user: str) -> str:
+    """What a person opens, and who they are there: two lines."""
+    page = f"{desk.world.url('airflow')}/dags/{dag}/runs/{quote(run)}/tasks/{task}/required_actions?map_index=-1"
+    file = desk.world.credentials.relative_to(PROJECT)
+    return f"   open    {page}\n   log in  as {user}, password in {file}, section [airflow]"
 
 
 def _desk(here: World) -> Desk:

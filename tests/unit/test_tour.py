@@ -11,7 +11,7 @@ from sandbox.airflow import ASKED_FOR_SECONDS
 from sandbox.payme_app.fleet import Totals
 from sandbox.payme_app.versions import VERSIONS
 from sandbox.supervisor import SandboxError
-from sandbox.tour import by_hand, count, encrypted_phones
+from sandbox.tour import by_hand, count, encrypted_phones, ground
 from sandbox.world import PROJECT
 
 NAMES = ("BUCKET", "DATABASE", "PROFILE", "TRUSTED_KEYS", "IDENTITY", "CLIENTS", "TARGET", "WORK", "PGSERVICE")
@@ -71,7 +71,7 @@ def test_the_releases_of_step_3_are_those_that_the_form_comes_with() -> None:
 def test_a_question_is_put_once_its_answer_cannot_be_lost(state: str, seconds: int, answerable: bool) -> None:
     now = datetime(2026, 1, 28, tzinfo=UTC)
     task = {"task_id": "approve_start", "state": state, "start_date": (now - timedelta(seconds=seconds)).isoformat()}
-    assert encrypted_phones.asks(task, now) is answerable
+    assert ground.asks(task, now) is answerable
 
 
 def test_the_line_begins_with_what_must_stay_zero() -> None:

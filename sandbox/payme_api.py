@@ -39,7 +39,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sandbox.builds import BUILDS, BY_COMMIT, Build
-from sandbox.payme_app.versions import V1, VERSIONS
+from sandbox.payme_app import versions
 from sandbox.payme_db import traffic
 from sandbox.standin import Answer, Failing, Journal, Record, Refused, Request, main, page, to_bytes
 
@@ -161,7 +161,9 @@ class Application:
         if self.fault == fault:
             return True
         build = self.build
-        return build.fault == fault and time.monotonic() - self._since >= build.after_seconds
+        if build.fault != fault or (build.with_traffic and self._quiet):
+            return False
+        return time.monotonic() - self._since >= build.after_seconds
 
     def takes_turn(self) -> bool:
         """Every other call."""
@@ -265,6 +267,7 @@ class Application:
         orders = self.placed.records()
         return {
             "fault": self.fault or None,
+            "deploy_seconds": self.deploy_seconds,
             "posts": self.posts,
             "deploys": len(self.state["deploys"]),
             "orders": sum("refund_of" not in one for one in orders),
@@ -282,8 +285,7 @@ class Application:
         self._stop, self._since, self._errors = threading.Event(), time.monotonic(), Counter()
         if self._quiet:
             return
-        version = VERSIONS.get(self.state["version"], V1)
-        arguments = (self._conninfo, self._stop, version, self._failed)
+        arguments = (self._conninfo, self._stop, versions.of(self.state["version"]), self._failed)
         self._traffic = threading.Thread(target=traffic.run, args=arguments, daemon=True)
         self._traffic.start()
 

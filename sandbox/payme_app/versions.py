@@ -126,6 +126,15 @@ V5 = Version("2.8.0", {PLAINTEXT: "sealed", INDEX: "index"}, reads=PLAINTEXT, fi
 VERSIONS = {version.number: version for version in (V1, V2, V3, V4, V5)}
 
 
+def of(number: str) -> Version:
+    """The one that writes as the application of that number does: the newest that is not newer."""
+    return next((one for one in (V5, V4, V3, V2) if _parts(one.number) <= _parts(number)), V1)
+
+
+def _parts(number: str) -> list[int]:
+    return [int(part) for part in number.split(".")]
+
+
 def number(user: int, value: int) -> str:
     """The phone number that `value` stands for; what is written to files is the value."""
     return generate.phone_number(user) if value == GENERATED else f"{PREFIX}{value:0{_DIGITS}}"

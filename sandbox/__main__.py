@@ -21,7 +21,7 @@ def main() -> int:
     run.add_argument("--once", action="store_true", help="stop everything after the proof")
     walk = verbs.add_parser("tour", help="one step of docs/tour.md")
     walk.add_argument("step", type=int, choices=sorted(tour.STEPS))
-    walk.add_argument("--yes", action="store_true", help="wait for no person: approvals are answered as approver")
+    walk.add_argument("--yes", action="store_true", help="wait for no person: approvals are answered, too")
     verbs.add_parser("env", help='print the running demo\'s variables for a shell: eval "$(python -m sandbox env)"')
     verbs.add_parser("clean", help="delete the demo's databases, objects, keys and logs")
     arguments = parser.parse_args()

@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -61,13 +61,6 @@ _INSTANCES, _CONNECTIONS, _PER_SECOND = 2, 2, 50.0  # beside Airflow, on a lapto
 _KILL_FROM = 0.45  # of a range
 _SECONDS, _POLL_SECONDS = 900.0, 1.0
 _BACKFILL = "payme_ops:migration:backfill"  # the session that writes
-# What the line says of a task that is neither done nor to come.
-_DOING = {
-    "running": "runs",
-    "up_for_reschedule": "waits for a release",
-    "awaiting_input": "asks a person",
-    "up_for_retry": "is tried again soon",
-}
 
 
 @dataclass
@@ -189,7 +182,7 @@ def _follow(story: _Story) -> None:
         tasks = story.desk.oncall.tasks(DAG, story.run)
         for task in tasks:
             _attend(story, task)
-        story.count.look(doing(tasks))
+        story.count.look(ground.doing(tasks))
         time.sleep(_POLL_SECONDS)
 
 
@@ -206,12 +199,6 @@ def _attend(story: _Story, task: Mapping[str, Any]) -> None:
     # Already while the ranges are planned: the backfill of the demo's users lasts a second or two.
     if name == "plan" and is_in in ("running", "success") and story.is_new("kill"):
         _kill_halfway(story)
-
-
-def doing(tasks: Iterable[Mapping[str, Any]]) -> str:
-    """What the run is at, in a few words."""
-    said = dict.fromkeys(f"{task['task_id']} {_DOING[task['state']]}" for task in tasks if task["state"] in _DOING)
-    return ", ".join(said)
 
 
 def _ask(story: _Story, gate: str) -> None:

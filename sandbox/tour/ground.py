@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -26,6 +26,14 @@ from sandbox.world import PROJECT, World
 S3 = "payme_s3_restore"
 _BACKUP_MAX_AGE = timedelta(hours=26)  # as the checklists have it
 _SECONDS = 900.0
+# What is said of a task that is neither done nor to come.
+_DOING = {
+    "running": "runs",
+    "up_for_reschedule": "waits for a release",
+    "deferred": "waits without a worker",
+    "awaiting_input": "asks a person",
+    "up_for_retry": "is tried again soon",
+}
 
 
 @contextlib.contextmanager
@@ -104,6 +112,12 @@ def asks(task: Mapping[str, Any], now: datetime) -> bool:
     if task["state"] != "awaiting_input":
         return False
     return now - datetime.fromisoformat(task["start_date"]) > timedelta(seconds=ASKED_FOR_SECONDS)
+
+
+def doing(tasks: Iterable[Mapping[str, Any]]) -> str:
+    """What the run is at, in a few words."""
+    said = dict.fromkeys(f"{task['task_id']} {_DOING[task['state']]}" for task in tasks if task["state"] in _DOING)
+    return ", ".join(said)
 
 
 def where_to_answer(desk: Desk, dag: str, run: str, task: str, user: str) -> str:

@@ -3,15 +3,21 @@
 import re
 import subprocess
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from sandbox import tour
+from payme_ops.foundation import evidence, record, signing
+from payme_ops.foundation.errors import Untrusted
+from payme_ops.release.checklist import GATES, ITEMS, Kind
+from sandbox import payme_api, tour, world
 from sandbox.airflow import ASKED_FOR_SECONDS
+from sandbox.builds import BUILDS
 from sandbox.payme_app.fleet import Totals
 from sandbox.payme_app.versions import VERSIONS
 from sandbox.supervisor import SandboxError
-from sandbox.tour import by_hand, count, encrypted_phones, ground
+from sandbox.tour import bad_release, by_hand, count, encrypted_phones, ground
 from sandbox.world import PROJECT
 
 NAMES = ("BUCKET", "DATABASE", "PROFILE", "TRUSTED_KEYS", "IDENTITY", "CLIENTS", "TARGET", "WORK", "PGSERVICE")
@@ -74,12 +80,69 @@ def test_a_question_is_put_once_its_answer_cannot_be_lost(state: str, seconds: i
     assert ground.asks(task, now) is answerable
 
 
+@pytest.mark.parametrize(
+    ("runs", "bad"), [("2.3.1", "2.4.5-leaking"), ("2.4.1", "2.4.5-leaking"), ("2.8.0", "2.8.1-leaking")]
+)
+def test_the_bad_build_of_step_5_knows_the_tables_of_what_runs(runs: str, bad: str) -> None:
+    assert bad_release.bad_build(BUILDS[runs]).name == bad
+
+
+@pytest.mark.parametrize("runs", ["2.5.0", "2.6.0", "2.7.0"])
+def test_in_the_middle_of_a_migration_step_5_does_not_begin(runs: str) -> None:
+    with pytest.raises(SandboxError, match=rf"step 3 was not finished.*found {runs}"):
+        bad_release.bad_build(BUILDS[runs])
+
+
+def test_the_bad_build_is_well_on_staging_and_turns_bad_under_traffic(tmp_path: Path) -> None:
+    staging = payme_api.Application(tmp_path / "staging.jsonl", "", quiet=True)
+    staging.start("2.4.5-leaking")
+    production = payme_api.Application(tmp_path / "production.jsonl", "host=127.0.0.1 port=1")
+    production.start("2.4.5-leaking")
+    try:
+        assert not production.acts("unhealthy")
+        for one in (staging, production):
+            one._since -= 101  # as long ago as it takes
+        assert production.acts("unhealthy")
+        assert staging.health()[1]["status"] == "healthy"
+    finally:
+        production.stop()
+
+
+def test_step_5_answers_what_a_release_asks_and_no_more() -> None:
+    persons = {item.name for item in ITEMS.values() if item.kind is Kind.PERSON} - {"go_no_go"}
+    assert set(bad_release.ANSWERS) == {*persons, *GATES}
+    assert bad_release.DECISIONS == GATES
+    assert bad_release.ANSWERS[GATES[0]] != bad_release.ANSWERS[GATES[1]]
+    assert set(bad_release.ANSWERS.values()) <= set(world.USERS) - {"oncall"}
+
+
+def test_the_page_of_a_record_tells_the_item_of_the_byte_that_step_5_flips() -> None:
+    key = Ed25519PrivateKey.generate()
+    now = datetime(2026, 11, 28, tzinfo=UTC)
+    words = "three of ten looks unhealthy, at 2026-11-28 03:00:00 EAT (look 34): unhealthy, 80 ms, status unhealthy"
+    found = [
+        evidence.conclude(name, finding, threshold="", actor="a test", source="", started=now)
+        for name, finding in (
+            ("deploy", evidence.passed({"commit": "a" * 40})),
+            ("watch", evidence.failed({"breach": words}, "see when")),
+        )
+    ]
+    made = record.Record(
+        kind="release", subject="2.4.5", run="release/a", actor="oncall", verdict="ROLLED BACK",
+        started=now, ended=now, facts={}, evidence=tuple(found),
+    )  # fmt: skip
+    page, trusted = record.page(made, key), [signing.public_key(key)]
+    assert record.verify(page, trusted, "KEYS") == made
+    with pytest.raises(Untrusted, match=r"changed in item 2 \(watch\)"):
+        record.verify(bad_release.flip(page, bad_release.breach(found[1])), trusted, "KEYS")
+
+
 def test_the_line_begins_with_what_must_stay_zero() -> None:
     tasks = [
         {"task_id": "encrypt", "state": state} for state in ("running", "up_for_retry", "running", "success", None)
     ]
     totals = Totals(1234, 567, failed_queries=1, wrong_reads=2, disconnects=0, what={})
-    assert count.line(totals, 3, encrypted_phones.doing(tasks)) == (
+    assert count.line(totals, 3, ground.doing(tasks)) == (
         "   failed 1 / wrong 2 / lost 3   of 1,234 requests, 567 writes acknowledged"
         "   encrypt runs, encrypt is tried again soon"
     )

@@ -100,9 +100,10 @@ GOOD = migration(
     script("ALTER TABLE users ADD email text;", "CREATE INDEX CONCURRENTLY users_email ON users (email);"),
     script("DROP INDEX CONCURRENTLY users_email;", "ALTER TABLE users DROP email;"),
 )
-TABLE = migration(
-    "CREATE TABLE notes (id int PRIMARY KEY, user_id bigint REFERENCES users (id)); GRANT SELECT ON notes TO shop_app",
-    "DROP TABLE notes;",
+TABLE = migration(  # on top of the other: it has to go first
+    "CREATE TABLE notes (id int PRIMARY KEY, user_id bigint REFERENCES users (id)); GRANT SELECT ON notes TO shop_app;"
+    " CREATE VIEW emails AS SELECT email FROM users;",
+    "DROP VIEW emails; DROP TABLE notes;",
     "0011_notes.sql",
 )
 

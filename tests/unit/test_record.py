@@ -128,7 +128,7 @@ def changed(body: bytes, at: int, to: int) -> bytes:
     return body[:at] + bytes([to]) + body[at + 1 :]
 
 
-@pytest.mark.parametrize("bit", [1, 2, 16])
+@pytest.mark.parametrize("bit", [1, 2, ord("}") ^ ord(" ")])
 def test_every_flipped_byte_is_noticed_and_within_an_item_it_is_named(bit: int) -> None:
     body = record.signed(THREE, KEY)
     items = [one.span() for one in re.finditer(rb"(?<=^   {\n).*?(?=^   })", body, re.MULTILINE | re.DOTALL)]
@@ -314,6 +314,17 @@ def test_what_stands_behind_the_end_and_a_row_too_many_are_noticed() -> None:
             record.verify(page, TRUSTED, VARIABLE)
 
 
+@pytest.mark.parametrize(
+    ("of", "to"),
+    [(b"&quot;", b"&#34;"), (b":", b": "), (b"&quot;value&quot;", b"&quot;trust&quot;:1,&quot;value&quot;")],
+)
+def test_the_signature_of_a_page_has_one_form(of: bytes, to: bytes) -> None:
+    signature = PAGE[STARTS[-1] :]
+    assert of in signature
+    with pytest.raises(Untrusted, match="changed in its signature"):
+        record.verify(PAGE[: STARTS[-1]] + signature.replace(of, to, 1), TRUSTED, VARIABLE)
+
+
 def test_a_page_counts_only_by_a_trusted_key_also_with_anothers_record_in_it() -> None:
     other = Ed25519PrivateKey.generate()
     with pytest.raises(Untrusted, match=VARIABLE):
@@ -349,7 +360,7 @@ def test_the_page_tells_someone_who_was_not_there() -> None:
     assert "? inconclusive Approve by otieno Approve by kamau" in text
     assert "took 4 min 11 s evidence bfdc930ab52629a3" in text
     assert "fatuma 2026-12-04 22:03:00 EAT post_deployment/production-2.4.1-4f0c9a1" in text
-    for name, value in {"minimum": 3, "maximum": 12, "fixed at": 5}.items():
+    for name, value in {"minimum": 3, "fixed at": 5, "rollback_safe": "yes", "frozen": "no"}.items():
         assert f"{name} {value}" in text
 
 
@@ -380,8 +391,11 @@ def test_a_decision_stands_by_the_evidence_that_was_shown_and_by_no_other() -> N
     both = page(asked, same, facts=answered("Approve", asked.sha256))
     assert (both.count('<tbody class="approved">'), both.count('<tbody class="inconclusive">')) == (1, 1)
     assert "What could not be told" in both
+    again = page(asked, asked, facts=answered("Approve", asked.sha256))
+    assert again.count("<b>otieno</b>") == 1  # of two with the same content, beside the one that counts
     refused = page(asked, facts=answered("Reject", asked.sha256))
     assert '<tbody class="refused">' in refused
+    assert '<header class="bad">' in refused
     assert "What was wrong" in refused
     assert visible(refused).count("Reject") == 3  # at the top, among approvals, at its item
 

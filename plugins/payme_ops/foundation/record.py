@@ -181,10 +181,10 @@ _ITEMS_END = re.compile(r"^  \],?$", re.MULTILINE)
 
 def _place(text: str, at: int) -> str:
     """Which part of a stored record that character belongs to, by the layout: a broken record has it, too."""
+    # What breaks at the bracket that begins the next item, or ends them all, was broken on the line before.
+    at -= 4 if text[at : at + 1] in ("{", "]") else 0
     line_end = text.find("\n", at)
-    # What breaks at a bracket that is as it should be was broken before it.
-    end = at - 4 if text[at : at + 1] == "{" else at
-    begun = [one.end() for one in _ITEM_BEGINS.finditer(text) if one.start() <= end]
+    begun = [one.end() for one in _ITEM_BEGINS.finditer(text) if one.start() <= at]
     if not begun or _ITEMS_END.search(text[: line_end if line_end >= 0 else len(text)], begun[-1]):
         return "the header"
     item = _ITEM_IS.search(text, begun[-1], max(text.find("\n   }", begun[-1]), begun[-1]))

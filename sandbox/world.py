@@ -64,7 +64,7 @@ _CONNECTIONS: Mapping[str, tuple[str, str]] = {
     "payme_db_migrate": ("payme_db_migrate", "payme"),
     "payme_ops_db": ("payme_ops", "payme_ops"),
 }
-_PROFILES = ("payme_s3_write", "payme_s3_restore", "payme_s3_prune")
+_PROFILES = ("payme_s3_write", "payme_s3_restore", "payme_s3_prune", "payme_secrets")
 
 # What a developer's shell may hold that must not reach the sandbox.
 _FOREIGN = ("AIRFLOW_", "_AIRFLOW", "PAYME_", "PG", "AWS_", "SENTRY_", "PYTHONPATH", "PYTHONHOME", "PYTEST_")
@@ -351,7 +351,7 @@ def _passwords(path: Path) -> dict[str, str]:
             f"postgres.{role}": lambda: secrets.token_urlsafe(24)
             for role in (postgres.SUPERUSER, *_OWN_DATABASES, *_PAYME_ROLES)
         },
-        **{f"s3.{profile}": lambda: secrets.token_urlsafe(30) for profile in (*_PROFILES, "payme_secrets")},
+        **{f"s3.{profile}": lambda: secrets.token_urlsafe(30) for profile in _PROFILES},
         "slack.token": lambda: f"xoxb-sandbox-{secrets.token_hex(16)}",
         "sentry.key": lambda: secrets.token_hex(16),
         **{
@@ -509,7 +509,7 @@ def _airflow_door(ports: Mapping[str, int], passwords: Mapping[str, str]) -> dic
             "password": passwords[f"s3.{name}"],
             "extra": {"region_name": HOME_REGION, "endpoint_url": f"http://127.0.0.1:{ports['s3']}"},
         }
-        for name in (*_PROFILES, "payme_secrets")
+        for name in _PROFILES
     }
     connections["payme_slack"] = {
         "conn_type": "slack",

@@ -9,8 +9,12 @@ import pytest
 from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner
 
-from payme_ops.cli import app
+from payme_ops.cli import app, env
 from payme_ops.foundation.errors import SettingsError, Unavailable
+from payme_ops.foundation.evidence import Verdict
+from payme_ops.foundation.settings import Profile
+from payme_ops.release.app_env import SECRETS
+from sandbox import app_secrets
 from sandbox.http import call
 
 SECRET = "payme/production/secrets"
@@ -58,6 +62,25 @@ def test_a_secret_nobody_has_or_that_is_none_is_refused() -> None:
     text = CliRunner().invoke(app, [*COMMAND, SECRET])
     assert isinstance(text.exception, SettingsError)
     assert JWT not in str(text.exception)
+
+
+@pytest.mark.usefixtures("aws")
+def test_doctor_looks_at_the_secret_of_its_own_environment() -> None:
+    [missing] = env.of_doctor(Profile.PRODUCTION, "doctor")
+    assert (missing.item, missing.verdict) == ("application_environment", Verdict.FAIL)
+    assert missing.source == "secret payme/production/secrets"
+    client = boto3.Session(profile_name="payme_secrets").client("secretsmanager")
+    good = app_secrets.values("staging", {"payme_api.encryption_key": "0123456789abcdef" * 4})
+    client.create_secret(Name="payme/staging/secrets", SecretString=json.dumps(good))
+    [found] = env.of_doctor(Profile.STAGING, "doctor")
+    assert (found.verdict, found.measured["problems"]) == (Verdict.PASS, [])
+    assert not any(value in str(found) for name, value in good.items() if name in SECRETS)
+
+
+def test_doctor_without_the_profile_does_not_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    assert env.of_doctor(Profile.PRODUCTION, "doctor") == []
 
 
 def test_without_the_profile_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,8 @@ def main() -> None:
 @app.command()
 def doctor(*, as_json: AsJson = False) -> None:
     """Run every check of the desk and say what to do about what is red. Exit code 3 when something is."""
-    found = preflight.examine(doors.desk(), actor=doors.run_name(), for_run=False)
+    desk, actor = doors.desk(), doors.run_name()
+    found = preflight.examine(desk, actor=actor, for_run=False) + env.of_doctor(desk.settings.profile, actor)
     if as_json:
         typer.echo(json.dumps([evidence_json(item) for item in found], indent=1))
     else:

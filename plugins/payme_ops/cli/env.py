@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,8 @@ from payme_ops.cli import doors
 from payme_ops.cli.backup import AsJson
 from payme_ops.cli.tables import evidence_json, evidence_table
 from payme_ops.foundation.errors import SettingsError
-from payme_ops.foundation.evidence import Check, Verdict, run_check
+from payme_ops.foundation.evidence import Check, Evidence, Verdict, run_check
+from payme_ops.foundation.settings import Profile
 from payme_ops.release import app_env
 from payme_ops.release.request import Environment
 
@@ -35,21 +37,36 @@ def check(
 ) -> None:
     """Name everything that is missing, malformed, a placeholder or used twice. Exit code 3 when something is."""
     values, source = _values(file, secret, process=process)
-    found = run_check(
-        Check(
-            ITEM,
-            "every variable is there and can be meant",
-            source,
-            lambda: app_env.examine(values, environment, source),
-        ),
-        actor=doors.run_name(),
-    )
+    found = _examine(environment, source, lambda: values, doors.run_name())
     if as_json:
         typer.echo(json.dumps(evidence_json(found), indent=1))
     else:
         doors.out.print(evidence_table("env check", [found]))
     if found.verdict is not Verdict.PASS:
         raise typer.Exit(3)
+
+
+def of_doctor(profile: Profile, actor: str) -> list[Evidence]:
+    """The same for doctor: the secret of this installation's environment, where the AWS profile is there."""
+    if _PROFILE not in boto3.Session().available_profiles:
+        return []
+    environment = Environment.STAGING if profile is Profile.STAGING else Environment.PRODUCTION
+    name = f"payme/{environment}/secrets"
+
+    def values() -> dict[str, str]:
+        return app_env.read_secret(app_env.fetch_secret(_client, name, f"the AWS profile {_PROFILE}"))
+
+    return [_examine(environment, f"secret {name}", values, actor)]
+
+
+def _examine(environment: Environment, source: str, values: Callable[[], dict[str, str]], actor: str) -> Evidence:
+    check = Check(
+        ITEM,
+        "every variable is there and can be meant",
+        source,
+        lambda: app_env.examine(values(), environment, source),
+    )
+    return run_check(check, actor=actor)
 
 
 def _values(file: Path | None, secret: str, *, process: bool) -> tuple[dict[str, str], str]:

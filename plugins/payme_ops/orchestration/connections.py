@@ -95,7 +95,8 @@ def secrets_manager() -> "SecretsManagerClient | None":
         return None
     from airflow.providers.amazon.aws.hooks.secrets_manager import SecretsManagerHook
 
-    client: SecretsManagerClient = SecretsManagerHook(aws_conn_id="payme_secrets").get_conn()
+    hook = SecretsManagerHook(aws_conn_id="payme_secrets")  # type: ignore[no-untyped-call]
+    client: SecretsManagerClient = hook.get_conn()
     return client
 
 

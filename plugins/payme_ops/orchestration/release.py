@@ -17,7 +17,15 @@ from payme_ops.foundation import approvals, evidence, lease, record
 from payme_ops.foundation import settings as config
 from payme_ops.foundation.approvals import Approval
 from payme_ops.foundation.clock import show, utc_now
-from payme_ops.foundation.errors import GateClosed, NotApproved, NotFound, PaymeOpsError, Unavailable
+from payme_ops.foundation.errors import (
+    GateClosed,
+    LeaseHeld,
+    LeaseLost,
+    NotApproved,
+    NotFound,
+    PaymeOpsError,
+    Unavailable,
+)
 from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, passed, plain
 from payme_ops.foundation.lease import Term
 from payme_ops.foundation.record import Record
@@ -28,6 +36,7 @@ from payme_ops.orchestration.health import FIRST_SECONDS
 from payme_ops.release import checklist, deploy, orders, postmortem, request
 from payme_ops.release.checklist import GATES, ITEMS
 from payme_ops.release.request import Environment, Release
+from payme_ops.release.watch import MIN_BASELINE
 
 _log = logging.getLogger("payme_ops.release")
 
@@ -97,7 +106,7 @@ def measure(context: Context, name: str) -> Evidence:
 
 
 def _keep(release: Release, found: Evidence, context: Context) -> Evidence:
-    if _is_unanswered(found) and context["ti"].try_number <= context["ti"].max_tries:
+    if _is_unanswered(found) and _is_tried_again(context):
         raise _unavailable(found)
     evidence.record(ops(), release.run, [found])
     _log.info("%s: %s %s %s", found.item, found.verdict, plain(found.measured), found.remedy)
@@ -106,6 +115,10 @@ def _keep(release: Release, found: Evidence, context: Context) -> Evidence:
             f"{found.item} did not pass", expected=found.threshold, found=plain(found.measured), remedy=found.remedy
         )
     return found
+
+
+def _is_tried_again(context: Context) -> bool:
+    return bool(context["ti"].try_number <= context["ti"].max_tries)
 
 
 def _is_unanswered(found: Evidence) -> bool:
@@ -199,7 +212,7 @@ def baseline_seconds() -> float:
 def plan_baseline(context: Context) -> dict[str, Any] | None:
     """What the trigger is told that looks at what is usual; None when enough of the last day are stored."""
     environment, begun = of(context).request.environment.value, utc_now()
-    if (stored := len(looks.baseline(environment, begun))) >= looks.watch.MIN_BASELINE:
+    if (stored := len(looks.baseline(environment, begun))) >= MIN_BASELINE:
         _log.info("%d looks of the last day are stored", stored)
         return None
     until = begun + timedelta(seconds=FIRST_SECONDS + baseline_seconds())
@@ -324,7 +337,7 @@ def _require_go(context: Context, release: Release) -> None:
     shown = evidence.latest(ops(), release.run, "go_no_go")
     answers = [approvals.require(ops(), run=release.run, gate=gate, digest=shown.sha256) for gate in GATES]
     approvals.require_distinct(answers)
-    if changed := checklist.changed_since(shown, _found(release)):
+    if changed := checklist.changed_since(release, shown, _found(release)):
         raise NotApproved(
             "what was agreed to has changed",
             expected="the evidence that stood in the go or no-go",
@@ -417,7 +430,10 @@ def _not_well(release: Release) -> list[str]:
 
 
 def _roll_back(context: Context, release: Release, why: str) -> None:
-    """Go back once. What comes of it is evidence, and the run is red in any case: nothing is raised here."""
+    """Go back once. What comes of it is evidence, and the run is red in any case.
+
+    Raises Unavailable, LeaseHeld, LeaseLost while Airflow will try again: a minute's absence must not leave it there.
+    """
     if _latest(release, "rollback"):
         _log.error("%s, after a rollback: a person has to look", why)
         alerting.inform(context, f"{release.id}: not well after its rollback", why, "Look now", thread=thread(release))
@@ -433,6 +449,8 @@ def _roll_back(context: Context, release: Release, why: str) -> None:
         with lease.keeping(ops(), [take(release)], RELEASE_TTL), _keeping_frozen(release):
             found = measure(context, "rollback")
     except PaymeOpsError as error:
+        if isinstance(error, (Unavailable, LeaseHeld, LeaseLost)) and _is_tried_again(context):
+            raise
         _log.error("%s", error)
         alerting.inform(
             context, f"{release.id} could not be rolled back", str(error), error.remedy, thread=thread(release)
@@ -471,7 +489,7 @@ def resume_orders() -> None:
 
 def _is_frozen(release: Release) -> bool:
     """Whether this release has stopped orders, or may have, and nobody has seen them taken again since."""
-    term = lease.living_term(ops(), orders.term_name(release))
+    term = lease.open_term(ops(), orders.term_name(release))
     if term and term.holder == release.run:
         return True
     if term and term.holder.startswith("release/"):

@@ -2,6 +2,7 @@
 
 import time
 from datetime import timedelta
+from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
@@ -10,37 +11,37 @@ from airflow.sdk import TaskGroup, dag, task
 
 
 @task
-def fine():
+def fine() -> str:
     return "what it found"
 
 
 @task(retries=1, retry_delay=timedelta(seconds=1))
-def second_try(ti=None):
+def second_try(ti: Any = None) -> None:
     if ti.try_number == 1:
         raise ValueError("the first try fails")
 
 
 @task
-def fails():
+def fails() -> None:
     raise ValueError("it always does")
 
 
 @task
-def hangs():
+def hangs() -> None:
     time.sleep(600)
 
 
-def asks(name):
+def asks(name: str) -> ApprovalOperator:
     return ApprovalOperator(task_id=name, subject="Go on?", defaults="Reject", response_timeout=timedelta(hours=1))
 
 
-def waits(name, **options):
+def waits(name: str, **options: Any) -> TimeDeltaSensor:
     """Until 40 seconds after the run began; it starts with the run, or there would be nothing left to wait for."""
     return TimeDeltaSensor(task_id=name, delta=timedelta(seconds=40), deferrable=True, **options)
 
 
 @dag(schedule=None)
-def pre_deployment():
+def pre_deployment() -> None:
     first, hanging = fine(), hangs()
     # These end themselves, in each of the ways in which a task of a release does.
     waits("waits")

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.sdk import Context, get_current_context
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowRuntimeError, AirflowSkipException
 
 from payme_ops.backup import verification
 from payme_ops.backup.verification import VARIABLE
@@ -41,7 +41,7 @@ from payme_ops.release.watch import MIN_BASELINE
 _log = logging.getLogger("payme_ops.release")
 
 KIND = "release"
-PRE, DEPLOYMENT = "pre_deployment", "deployment"
+PRE, DEPLOYMENT, POST = "pre_deployment", "deployment", "post_deployment"
 # Renewed each minute by what is at work; a release whose people think longer than that may be overtaken.
 RELEASE_TTL = timedelta(minutes=15)
 _LOOKS_PATIENCE = 4  # times the looks that would do
@@ -296,6 +296,8 @@ def verdict_prepared() -> None:
     _, release = _now()
     names = [item.name for item in ITEMS.values() if item.section is checklist.Section.DAYS_BEFORE]
     left = checklist.open_items(names, _found(release), _answers(release))
+    if not left and not has_begun(DEPLOYMENT, release):
+        left = ["start_deployment"]
     if left:
         raise GateClosed(
             "the release is not prepared",
@@ -388,7 +390,12 @@ def act(name: str) -> None:
     if not deploy.was_posted(ops(), release):  # after that nothing is begun, only seen to its end
         _require_go(context, release)
     with lease.keeping(ops(), [take(release)], RELEASE_TTL), _keeping_frozen(release):
-        found = measure(context, name)
+        _do(context, name)
+
+
+def _do(context: Context, name: str) -> None:
+    """Measure what nobody is asked about: what could not be told at the last try fails. Raises as `measure`."""
+    found = measure(context, name)
     if _is_unanswered(found):
         raise _unavailable(found)
 
@@ -484,7 +491,7 @@ def resume_orders() -> None:
     if not _is_frozen(release):
         _log.info("orders are not stopped by this release")
         return
-    measure(context, "resume_orders")
+    _do(context, "resume_orders")
 
 
 def _is_frozen(release: Release) -> bool:
@@ -506,7 +513,7 @@ def restore_autoscaling() -> None:
     if _latest(release, "autoscaling") is None:
         _log.info("autoscaling was not touched")
         return
-    measure(context, "autoscaling_restored")
+    _do(context, "autoscaling_restored")
 
 
 def close_status_page() -> None:
@@ -515,7 +522,7 @@ def close_status_page() -> None:
     if not _ends_here(context, release):
         _log.info("post_deployment closes it")
         return
-    measure(context, "status_page_closed")
+    _do(context, "status_page_closed")
 
 
 def keep_record() -> None:
@@ -598,6 +605,8 @@ def verdict() -> None:
         _end(release)
         if (word := outcome(release)) != RELEASED:
             words.insert(0, word)
+    elif not has_begun(POST, release):
+        words.append("nobody watches: post_deployment was not started")
     if words:
         raise GateClosed(
             f"release {release.id} is not as it should be",
@@ -605,6 +614,16 @@ def verdict() -> None:
             found=", ".join(words),
             remedy="read its record and the post-mortem draft beside it; the runbook says what may be cleared",
         )
+
+
+def has_begun(dag_id: str, release: Release) -> bool:
+    """Whether Airflow has a run of that DAG for the release. Raises Unavailable."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    try:
+        return RuntimeTaskInstance.get_dr_count(dag_id=dag_id, run_ids=[release.id]) > 0
+    except AirflowRuntimeError as error:
+        raise Unavailable("Airflow does not say which runs there are", found=type(error).__name__) from None
 
 
 def _is_undone(context: Context, release: Release, name: str) -> bool:

@@ -175,6 +175,7 @@ def plan_looks(context: Context, name: str, consecutive: int) -> dict[str, Any]:
     elif done := deploy.intent(ops(), release, deploy.DEPLOY):
         uptime_below = (begun - done.intended_at).total_seconds()
     interval = _settings().sample_seconds
+    patience_seconds = max(60.0, _LOOKS_PATIENCE * consecutive * interval)
     return {
         "environment": environment.value,
         "subject": f"{release.run}/{name}",
@@ -183,7 +184,7 @@ def plan_looks(context: Context, name: str, consecutive: int) -> dict[str, Any]:
         "consecutive": consecutive,
         "interval_seconds": interval,
         "begun": begun.isoformat(),
-        "until": (begun + timedelta(seconds=_LOOKS_PATIENCE * consecutive * interval)).isoformat(),
+        "until": (begun + timedelta(seconds=FIRST_SECONDS + patience_seconds)).isoformat(),
         "terms": _terms_to_renew(release) if name == "health" else [],
     }
 
@@ -632,7 +633,10 @@ def _is_undone(context: Context, release: Release, name: str) -> bool:
         later = not _ends_here(context, release) and release.request.resume_after_watch
         return later or not _is_frozen(release)
     done, undone = _latest(release, "autoscaling"), _latest(release, name)
-    return done is None or (undone is not None and undone.verdict is not Verdict.FAIL and undone.ended > done.ended)
+    if done is None:
+        return True
+    told = undone is not None and undone.verdict is not Verdict.FAIL and not _is_unanswered(undone)
+    return told and undone is not None and undone.ended > done.ended
 
 
 def _end(release: Release) -> None:

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -236,12 +236,12 @@ class Api:
         found = next((one for one in self.tasks(dag, run) if one["task_id"] == task), None)
         if found is None or found["state"] != "awaiting_input":
             return f"{task} to ask, which is {found['state'] if found else 'not there'}"
-        # An answer within seconds of the question can be lost: the scheduler still settles the task.
-        waited = (datetime.now(UTC) - datetime.fromisoformat(found["start_date"])).total_seconds()
-        return None if waited > ASKED_FOR_SECONDS else f"{task} to have asked for {ASKED_FOR_SECONDS} s"
+        if may_be_answered(self.question(dag, run, task), datetime.now(UTC)):
+            return None
+        return f"{task} to have asked for {ASKED_FOR_SECONDS} s"
 
     def question(self, dag: str, run: str, task: str) -> dict[str, Any]:
-        """What the person is asked: subject, body, options, params."""
+        """What the person is asked: subject, body, options, params, created_at."""
         path = f"/dags/{dag}/dagRuns/{quote(run)}/taskInstances/{task}/-1/hitlDetails"
         found: dict[str, Any] = self.call("GET", path)
         return found
@@ -255,6 +255,11 @@ class Api:
         """The log of one attempt, as text."""
         path = f"/dags/{dag}/dagRuns/{quote(run)}/taskInstances/{task}/logs/{attempt}?map_index={map_index}"
         return "\n".join(_log_line(line) for line in self.call("GET", path)["content"])
+
+
+def may_be_answered(question: Mapping[str, Any], now: datetime) -> bool:
+    """Whether the scheduler has settled the task that asks: an answer within seconds of the question can be lost."""
+    return now - datetime.fromisoformat(question["created_at"]) > timedelta(seconds=ASKED_FOR_SECONDS)
 
 
 def _log_line(line: str | dict[str, Any]) -> str:

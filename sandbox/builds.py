@@ -33,8 +33,8 @@ _BUILDS = (
     Build("2.4.2-unhealthy", "2.4.2", "unhealthy"),
     Build("2.4.3-failing", "2.4.3", "unhealthy", after_seconds=20.0),
     Build("2.4.4-slow", "2.4.4", "slow"),
-    Build("2.4.5-leaking", "2.4.5", "unhealthy", after_seconds=100.0, with_traffic=True),
-    Build("2.8.1-leaking", "2.8.1", "unhealthy", after_seconds=100.0, with_traffic=True),
+    Build("2.4.5-leaking", "2.4.5", "unhealthy", after_seconds=110.0, with_traffic=True),
+    Build("2.8.1-leaking", "2.8.1", "unhealthy", after_seconds=110.0, with_traffic=True),
     *(Build(number, number) for number in ("2.5.0", "2.6.0", "2.7.0", "2.8.0")),
 )
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 from urllib.parse import quote
 
 from rich.console import Console
-from rich.markdown import Markdown
 
 from payme_ops.cli import doors
 from payme_ops.foundation import evidence, samples
@@ -27,6 +27,7 @@ from payme_ops.foundation.clock import span, utc_now
 from payme_ops.foundation.evidence import Evidence, Verdict, plain
 from payme_ops.foundation.health import State, k_of_n
 from payme_ops.release import postmortem, request
+from payme_ops.release.checklist import ITEMS
 from payme_ops.release.request import Release
 from sandbox.airflow import Api
 from sandbox.builds import BUILDS, BY_COMMIT, Build
@@ -52,6 +53,7 @@ _REASON = "tour, step 5"
 _WINDOW = timedelta(hours=2)
 _DEPLOY_SECONDS = 8.0  # of a deploy, so that its task can be killed in the middle
 _KILL_EVERY_SECONDS = 0.02
+_FOUND_CHARACTERS = 90
 _SECONDS, _TIDY_SECONDS, _POLL_SECONDS = 900.0, 120.0, 1.0
 
 
@@ -195,7 +197,7 @@ def _follow(story: _Story, dag: str, run: str) -> list[dict[str, Any]]:
             tasks = api.tasks(dag, run)
             for task in tasks:
                 asked = f"{dag} {task['task_id']} {task['try_number']}"
-                if ground.asks(task, datetime.now(UTC)) and story.is_new(asked):
+                if ground.asks(api, dag, run, task) and story.is_new(asked):
                     _answer(story, dag, run, task["task_id"])
                 if dag == DEPLOYMENT:
                     _attend(story, task)
@@ -210,12 +212,9 @@ def _answer(story: _Story, dag: str, run: str, gate: str) -> None:
     if user is None:
         body = story.desk.oncall.question(dag, run, gate)["body"]
         raise SandboxError(f"{gate} asks, which a machine should have told", found=" ".join(str(body).split())[:300])
-    question = story.desk.oncall.question(dag, run, gate)
+    story.say(f"   {story.desk.oncall.question(dag, run, gate)['subject']}", "bold yellow")
     if gate == DECISIONS[0]:
-        story.say(f"\n   {question['subject']} What they are shown:\n", "bold yellow")
-        story.console.print(Markdown(str(question["body"])))
-    else:
-        story.say(f"   {question['subject']}", "bold yellow")
+        _show_checklist(story, run)
     if gate in DECISIONS and not story.alone:
         story.say(ground.where_to_answer(story.desk, dag, run, gate, user))
         story.say("   read what was found, then Approve. Nothing is stopped while you do.")
@@ -223,6 +222,13 @@ def _answer(story: _Story, dag: str, run: str, gate: str) -> None:
     api: Api = getattr(story.desk, user)
     api.answer(dag, run, gate, "Approve")
     story.say(f"   {gate}: answered as {user}: Approve")
+
+
+def _show_checklist(story: _Story, release: str) -> None:
+    """What those who decide are shown; their page has all of it."""
+    for row in evidence.latest(story.ops, f"release/{release}", "go_no_go").measured["checklist"]:
+        found = shorten(row["found"], _FOUND_CHARACTERS, placeholder=" …")
+        story.say(f"     {row['is']:9} {row['item']}: {found}")
 
 
 def _failed(tasks: list[dict[str, Any]]) -> str:
@@ -251,7 +257,7 @@ def _prepare(story: _Story) -> Release:
         raise SandboxError(f"{PRE} ended as {state}", found=f"failed: {_failed(tasks)}, run {run}")
     release = request.of_run(story.ops, f"{PRE}/{run}")
     story.runs |= {DEPLOYMENT: release.id, POST: release.id}
-    found = _newest(story, release)
+    found = {name: one for name, one in _newest(story, release).items() if name in ITEMS}
     passed = sum(one.verdict is Verdict.PASS for one in found.values())
     story.say(
         f"   {release.id}: {passed} items passed, {len(found) - passed} answered by people. Nothing was wrong yet."
@@ -367,11 +373,11 @@ def flip(page: bytes, text: str) -> bytes:
 
 
 def _verify(file: Path) -> tuple[int, str]:
-    """Exit code, and the first line it says."""
+    """Exit code, and what it says of the whole."""
     command = [sys.executable, "-m", "payme_ops", "record", "verify", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PROJECT)
-    said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-    return done.returncode, said[0] if said else "nothing"
+    said = done.stdout.partition("\n")[0] if done.returncode == 0 else done.stderr
+    return done.returncode, " ".join(said.split())
 
 
 def _conclude(story: _Story, release: Release) -> None:
@@ -384,17 +390,17 @@ def _conclude(story: _Story, release: Release) -> None:
     token = story.desk.world.secrets["payme_api.token"]
     frozen = call("GET", f"{url('payme_api')}/admin/orders", token=token)[1]["frozen"]
     runs = _running(story.desk, "payme_api")
-    story.say(f"   the release             {outcome}")
-    story.say(f"   deploys counted         {story.counted('deploys')}: the release's one, and the way back")
-    story.say(f"   first unhealthy look to the limit broken    {span(third - first)}")
-    story.say(f"   limit broken to the previous commit back    {span(back - third)}")
-    story.say(f"   orders stopped for      {span(stopped) if stopped else 'not known'}")
-    story.say(f"   orders now              {'stopped' if frozen else 'taken'}")
-    story.say(f"   what runs               {runs.name}, as before")
+    deploys = story.counted("deploys")
+    story.say(f"   the release                 {outcome}")
+    story.say(f"   deploys counted             {deploys}: one of the release, one of the way back")
+    story.say(f"   first bad look to breach    {span(third - first)}: three of ten")
+    story.say(f"   breach to previous commit   {span(back - third)}, until it was healthy three times in a row")
+    story.say(f"   orders were stopped for     {span(stopped) if stopped else 'not known'}, the final backup in it")
+    story.say(f"   orders now                  {'stopped' if frozen else 'taken'}")
+    story.say(f"   what runs                   {runs.name}")
     story.say(f"\n   Slack        {url('slack')}   the release's thread, from the announcement to the record")
     story.say(f"   Status page  {url('status_page')}   what users were told")
     story.say(f"   PayMe API    {url('payme_api')}   what was done to it")
-    deploys = story.counted("deploys")
     if (outcome, deploys, frozen, runs, stopped is None) != ("ROLLED BACK", 2, False, story.previous, False):
         raise SandboxError(
             "the release did not turn out as it should",

@@ -194,7 +194,7 @@ def _attend(story: _Story, task: Mapping[str, Any]) -> None:
         before, after = story.fleet.running[0].version, RELEASES[name]
         story.say(f"   {name} waits for {before.number} to go: {after.number} is deployed, one instance at a time")
         _deploy(story.desk, story.fleet, after)
-    if ground.asks(task, datetime.now(UTC)) and story.is_new(f"question of {name}"):
+    if ground.asks(story.desk.oncall, DAG, story.run, task) and story.is_new(f"question of {name}"):
         _ask(story, name)
     # Already while the ranges are planned: the backfill of the demo's users lasts a second or two.
     if name == "plan" and is_in in ("running", "success") and story.is_new("kill"):

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +18,7 @@ from payme_ops.backup.manifest import Tier
 from payme_ops.cli import doors
 from payme_ops.foundation.clock import utc_now
 from sandbox import airflow, world
-from sandbox.airflow import ASKED_FOR_SECONDS, Api
+from sandbox.airflow import Api
 from sandbox.demo import ROOT
 from sandbox.supervisor import SandboxError
 from sandbox.world import PROJECT, World
@@ -107,11 +107,11 @@ def require_run(console: Console, desk: Desk, dag: str, reason: str) -> None:
     console.print(f"   {dag}: {ended} after {time.monotonic() - begun:.0f} s")
 
 
-def asks(task: Mapping[str, Any], now: datetime) -> bool:
-    """Whether a person may answer it: an answer within seconds of the question could be lost."""
+def asks(api: Api, dag: str, run: str, task: Mapping[str, Any]) -> bool:
+    """Whether a person may answer that task of the run now."""
     if task["state"] != "awaiting_input":
         return False
-    return now - datetime.fromisoformat(task["start_date"]) > timedelta(seconds=ASKED_FOR_SECONDS)
+    return airflow.may_be_answered(api.question(dag, run, task["task_id"]), datetime.now(UTC))
 
 
 def doing(tasks: Iterable[Mapping[str, Any]]) -> str:

@@ -174,7 +174,7 @@ def _name(number: int, item: object) -> str:
 
 
 # How `_stored` lays the evidence out: an item begins by a line of three blanks and a bracket, perhaps a broken one.
-_ITEM_BEGINS = re.compile(r"^(?:...\{|   \S)$(?=\n.{5})", re.MULTILINE)
+_ITEM_BEGINS = re.compile(r"^(?:...\{|   \S)$(?=\n(?:.{5}|    ))", re.MULTILINE)
 _ITEM_IS = re.compile(r'^    "item": "(.*)",$', re.MULTILINE)
 _ITEMS_END = re.compile(r"^  \],?$", re.MULTILINE)
 

@@ -151,6 +151,16 @@ def living_term(conninfo: str, name: str) -> Term | None:
         return _living(connection, name)
 
 
+def open_term(conninfo: str, name: str) -> Term | None:
+    """The term of that name that nobody has ended, also one that has expired. Raises DatabaseUnavailable."""
+    with (
+        connect(conninfo, application="payme_ops:term") as connection,
+        speaking(f"look at lease {name}"),
+        connection.cursor(row_factory=class_row(Term)) as cursor,
+    ):
+        return cursor.execute(load("ops/open_term.sql"), {"name": name}).fetchone()
+
+
 def claim_expired(conninfo: str, prefix: str, holder: str, ttl: timedelta) -> list[Term]:
     """Take over, for so long, what expired without an end. Each is answered with its new token and former holder.
 

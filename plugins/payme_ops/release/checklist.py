@@ -15,6 +15,7 @@ from payme_ops.foundation.approvals import Approval
 from payme_ops.foundation.clock import show
 from payme_ops.foundation.errors import NotApproved
 from payme_ops.foundation.evidence import Evidence, Finding, Verdict, plain
+from payme_ops.foundation.scrub import scrub_all
 from payme_ops.release import request
 from payme_ops.release.request import Release
 
@@ -318,10 +319,12 @@ def _row(item: Item, found: Evidence | None, answer: Approval | None) -> dict[st
     }
 
 
-def changed_since(shown: Evidence, found: Mapping[str, Evidence]) -> list[str]:
-    """Items whose evidence is not the one that stood in the go/no-go any more."""
+def changed_since(release: Release, shown: Evidence, found: Mapping[str, Evidence]) -> list[str]:
+    """What is not as it stood in the go/no-go any more: the request, items with other evidence."""
     stood = {row["item"]: (row["evidence"], row["at"]) for row in shown.measured["checklist"]}
-    return [
+    asked = scrub_all(request.facts(release))
+    other = [] if asked == {name: shown.measured.get(name) for name in asked} else ["request"]
+    return other + [
         name
         for name in PREPARED
         if name not in found or stood.get(ITEMS[name].title) != (found[name].sha256[:16], show(found[name].ended))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from textwrap import shorten
 from typing import Any
 
 from payme_ops.foundation import approvals
@@ -50,6 +51,7 @@ class Item:
     ttl: timedelta | None = None
 
 
+_FOUND_CHARACTERS = 300  # of what was found, in the table of the go or no-go
 _DAY, _HOURS = timedelta(hours=24), timedelta(hours=2)
 
 _ITEMS = (
@@ -306,14 +308,15 @@ def go_no_go(release: Release, found: Mapping[str, Evidence], answers: Mapping[s
 
 
 def _row(item: Item, found: Evidence | None, answer: Approval | None) -> dict[str, Any]:
+    expected = {"item": item.title, "expected": item.expected}
     if found is None:
-        return {"item": item.title, "is": "not looked at", "found": "", "by": "", "at": "", "evidence": ""}
-    by = f"{answer.choice} by {answer.responder}" if answer and is_approved(found, answer) else "measured"
+        return {**expected, "is": "not looked at", "found": "", "by": "", "at": "", "evidence": ""}
+    by = answer.responder if answer and is_approved(found, answer) else ""
     return {
-        "item": item.title,
-        "is": found.verdict.value,
-        "found": plain(found.measured)[:300],
-        "by": by,
+        **expected,
+        "is": "approved" if by else found.verdict.value,
+        "found": shorten(plain(found.measured), _FOUND_CHARACTERS, placeholder=" …"),
+        "by": by or "measured",
         "at": show(found.ended),
         "evidence": found.sha256[:16],
     }

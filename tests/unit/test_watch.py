@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from payme_ops.foundation.clock import show
 from payme_ops.foundation.evidence import Verdict
 from payme_ops.foundation.health import State
 from payme_ops.foundation.samples import Sample
@@ -57,6 +58,9 @@ def test_a_limit_that_breaks_names_the_look(state: State, facts: dict[str, Any],
     found = judge(change(looks(), range(50, 60), state, **facts))
     assert (found.verdict, found.at) == (Verdict.FAIL, BEGUN + at * EVERY)
     assert f"look {at + 1}" in found.facts["breach"]
+    # It ended with that look: what was to come is no gap.
+    assert (found.facts["to"], found.facts["gaps"]) == (show(BEGUN + at * EVERY), [])
+    assert found.facts["looks"] == f"{at + 1} of {at + 1}"
     assert judge(change(looks(), range(50, 52), state, **facts)).verdict is not Verdict.FAIL
 
 

@@ -53,7 +53,6 @@ def judge(
 ) -> Judgement:
     """The verdict of a watch from `begun` to `until`; `baseline` is p95 in milliseconds, look by look, from before."""
     usual = p95(baseline)
-    facts = _facts(samples, usual, len(baseline), begun, until, interval)
     breaches = [
         ("three of ten looks unhealthy", k_of_n([one.state is State.UNHEALTHY for one in samples])),
         ("p95 over its limit in three of ten looks", _slow(samples, usual, limits)),
@@ -63,8 +62,12 @@ def judge(
     found = [(index, rule) for rule, index in breaches if index is not None]
     if found:
         index, rule = min(found)
-        facts["breach"] = f"{rule}, at {show(samples[index].at)} (look {index + 1}): {_words(samples[index])}"
-        return Judgement(Verdict.FAIL, rule, samples[index].at, [], facts)
+        last = samples[index]
+        breach = f"{rule}, at {show(last.at)} (look {index + 1}): {_words(last)}"
+        # It ends with that look: what was to come is no gap.
+        facts = _facts(samples[: index + 1], usual, len(baseline), begun, last.at + interval, interval)
+        return Judgement(Verdict.FAIL, rule, last.at, [], {"breach": breach, **facts, "to": show(last.at)})
+    facts = _facts(samples, usual, len(baseline), begun, until, interval)
     left = _open(samples, len(baseline), facts)
     return Judgement(Verdict.INCONCLUSIVE if left else Verdict.PASS, "", None, left, facts)
 

@@ -566,6 +566,7 @@ def _shown(one: Approval) -> dict[str, str]:
         "by": one.responder or "nobody in time",
         "at": show(one.responded_at) if one.responded_at else "",
         "reason": one.reason,
+        "evidence": one.digest[:16],
     }
 
 

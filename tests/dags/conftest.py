@@ -4,6 +4,9 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +24,10 @@ os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 if TYPE_CHECKING:
     from airflow.dag_processing.dagbag import DagBag
 
+    from tests.support.installation import Installation
+    from tests.support.release_desk import Desk
+    from tests.support.site import Site
+
 
 @pytest.fixture(scope="session")
 def dag_bag() -> "DagBag":
@@ -28,3 +35,29 @@ def dag_bag() -> "DagBag":
     from airflow.dag_processing.dagbag import DagBag
 
     return DagBag(dag_folder=str(PROJECT / "dags"))
+
+
+@pytest.fixture(scope="module")
+def release_ops(site: "Site") -> Iterator[str]:
+    """An ops database for the releases of a module; each `release_desk` begins with an empty one."""
+    from tests.support.ops import ops_database
+
+    with ops_database(site.cluster) as conninfo:
+        yield conninfo
+
+
+@pytest.fixture
+def make_desk(
+    release_ops: str, installation: "Installation", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> "Callable[..., AbstractContextManager[Desk]]":
+    """A desk at work on a release whose form has these fields."""
+    from tests.support.release_desk import at_work
+
+    return partial(at_work, release_ops, installation, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def release_desk(make_desk: "Callable[..., AbstractContextManager[Desk]]") -> "Iterator[Desk]":
+    """A desk at work on a release to production."""
+    with make_desk() as made:
+        yield made

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,12 @@ def api(folder: Path) -> Iterator[Api]:
         yield Api(running)
 
 
-def release(ops: str, build: str = "2.4.1", *, run: str = "pre_deployment/a", previous: str = "2.4.0") -> Release:
-    """A release of that build to production, asked for by `oncall`."""
+def release(
+    ops: str, build: str = "2.4.1", *, run: str = "pre_deployment/a", previous: str = "2.4.0", **asked: Any
+) -> Release:
+    """A release of that build to production, asked for by `oncall`; `asked` are other fields of its form."""
     now = utc_now()
-    asked = Request(
+    form = Request(
         commit=commit_of(build),
         version=build.split("-")[0],
         environment=Environment.PRODUCTION,
@@ -78,4 +80,4 @@ def release(ops: str, build: str = "2.4.1", *, run: str = "pre_deployment/a", pr
         resume_after_watch=False,
         reason="a test",
     )
-    return request.create(ops, run, "oncall", asked)
+    return request.create(ops, run, "oncall", replace(form, **asked))

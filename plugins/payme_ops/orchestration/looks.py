@@ -103,19 +103,37 @@ def watch_once(
     """One look of the watch with everything beside it; how long to wait for the next, None when it is over."""
     started, now = time.monotonic(), utc_now()
     settings = config.load().release
+    interval = float(settings.sample_seconds)
     first, last = datetime.fromisoformat(begun), datetime.fromisoformat(until)
     try:
         stored = samples.of(_ops(), subject, first, now)
-        samples.store(_ops(), subject, _take(environment, commit, settings, stored, first, now, judging))
+        if early := _early(stored, now, interval):  # it was started again
+            return early if now + timedelta(seconds=early) <= last else None
+        sample = _take(environment, commit, settings, stored, first, now, judging)
+        interval = max(interval, _asked_to_wait(sample))
+        samples.store(_ops(), subject, sample)
         if not _renew(terms):
             return None
         if judging and verdict(subject, environment, first, last).verdict is Verdict.FAIL:
             return None
     except Unavailable as error:
         _log.warning("%s; looking again", error)
-    if utc_now() + timedelta(seconds=settings.sample_seconds) > last:
+    if utc_now() + timedelta(seconds=interval) > last:
         return None
-    return max(0.0, settings.sample_seconds - (time.monotonic() - started))
+    return max(0.0, interval - (time.monotonic() - started))
+
+
+def _early(stored: list[Sample], now: datetime, interval: float) -> float:
+    """Seconds until the next look is due; 0 when it is."""
+    if not stored:
+        return 0.0
+    left = max(interval, _asked_to_wait(stored[-1])) - (now - stored[-1].at).total_seconds()
+    return left if left > interval / 4 else 0.0
+
+
+def _asked_to_wait(sample: Sample) -> float:
+    """Seconds, by the answer's Retry-After."""
+    return float(sample.facts.get("wait", 0.0))
 
 
 def _renew(terms: list[list[Any]]) -> bool:
@@ -144,6 +162,7 @@ def _take(
         return Sample(now, State.UNKNOWN, 0.0, {"why": "no connection to the API"})
     found = health.look(api.url, Expected(commit), now)
     facts: dict[str, Any] = {"why": found.why, "commit": found.commit}
+    facts |= {"wait": found.wait_seconds} if found.wait_seconds else {}
     try:
         told = payme_api.metrics(api.url).response_ms
         facts |= {"p95": told["p95"]} if told else {}

@@ -34,7 +34,10 @@ def time_field(title: str) -> Param:
 
 def item(name: str, *, if_stale: bool = False) -> ItemOperator:
     """An item of the checklist as a task of that name."""
-    return ItemOperator(item=name, if_stale=if_stale, queue=RESTORE if name in _ON_RESTORE else RELEASE)
+    # Migrations are tried on a whole restored backup.
+    limit = timedelta(hours=6 if name == "migrations_tested" else 0.5)
+    queue = RESTORE if name in _ON_RESTORE else RELEASE
+    return ItemOperator(item=name, if_stale=if_stale, queue=queue, execution_timeout=limit)
 
 
 def healthy(name: str, consecutive: int, *, if_stale: bool = False) -> LooksItem:

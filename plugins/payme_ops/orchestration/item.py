@@ -37,9 +37,12 @@ class ReleaseGate(ApprovalGate):
         from payme_ops.orchestration import release
 
         try:
-            return super().execute_complete(context, event)
+            given = super().execute_complete(context, event)
         except DownstreamTasksSkipped:
             raise release.rejected(context, self.task_id) from None
+        if event["chosen_options"] != [self.APPROVE]:  # Airflow says nothing where nothing comes after it
+            raise release.rejected(context, self.task_id)
+        return given
 
     def _run(self, context: Context) -> str:
         from payme_ops.orchestration import release

@@ -201,7 +201,8 @@ def _follow(story: _Story, dag: str, run: str) -> list[dict[str, Any]]:
                     _answer(story, dag, run, task["task_id"])
                 if dag == DEPLOYMENT:
                     _attend(story, task)
-            line.update(f"{dag}: {ground.doing(tasks)} …")
+            # On one line, or the line before would stay.
+            line.update(shorten(f"{dag}: {ground.doing(tasks)}", story.console.width - 4, placeholder=" …"))
             time.sleep(_POLL_SECONDS)
     return api.tasks(dag, run)
 

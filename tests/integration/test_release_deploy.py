@@ -75,6 +75,7 @@ def test_it_is_posted_once_and_what_runs_is_read_back(ops: str, release: Release
     assert (done.verdict, done.measured["commit"]) == (Verdict.PASS, commit_of("2.4.1"))
     again = bring(ops, release, api)
     assert again.verdict is Verdict.PASS
+    assert (done.measured["posted"], again.measured["posted"]) == ("by this try", "by an earlier try, and not again")
     assert (api.counted["posts"], api.counted["deploys"]) == (1, 1)
     assert deploy.was_posted(ops, release)
 

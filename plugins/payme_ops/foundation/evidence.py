@@ -107,6 +107,8 @@ def plain(measured: object) -> str:
         return ", ".join(f"{name} {plain(value)}" for name, value in measured.items())
     if isinstance(measured, list | tuple):
         return "; ".join(plain(value) for value in measured)
+    if isinstance(measured, bool):
+        return "yes" if measured else "no"
     return "none" if measured is None else str(measured)
 
 

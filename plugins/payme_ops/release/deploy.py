@@ -115,10 +115,12 @@ def _bring(
     meant = intent(ops, release, kind)
     if meant is None:
         raise PaymeOpsError(f"the {kind} of {release.id} could not be written down")
-    if meant.posted_at is None or meant.outcome == _NOT_TAKEN or _never_got(doors.asks, meant):
+    posts = meant.posted_at is None or meant.outcome == _NOT_TAKEN or _never_got(doors.asks, meant)
+    if posts:
         _post(ops, meant, doors, terms, report)
     report(f"{kind} {meant.key}: waiting for {commit[:12]} to answer")
-    return _read_back(ops, meant, doors.asks, settings, begun)
+    posted = "by this try" if posts else "by an earlier try, and not again"
+    return _read_back(ops, meant, doors.asks, settings, begun, posted)
 
 
 def _never_got(api: PaymeApi, meant: Intent) -> bool:
@@ -166,7 +168,7 @@ def meant_with(meant: Intent, outcome: str) -> Intent:
     return Intent(**{**meant.__dict__, "outcome": outcome})
 
 
-def _read_back(ops: str, meant: Intent, api: PaymeApi, settings: ReleaseSettings, begun: float) -> Finding:
+def _read_back(ops: str, meant: Intent, api: PaymeApi, settings: ReleaseSettings, begun: float, posted: str) -> Finding:
     """Wait until that commit runs; end early when the API says that it failed, or is done with another."""
     deadline, last = time.monotonic() + settings.settle_seconds, "no answer"
     while True:
@@ -176,6 +178,7 @@ def _read_back(ops: str, meant: Intent, api: PaymeApi, settings: ReleaseSettings
             "version": found.version if found else "no answer",
             "deploy": state or "not told",
             "key": meant.key,
+            "posted": posted,
             "intended": show(meant.intended_at),
             "seconds": round(time.monotonic() - begun, 1),
         }

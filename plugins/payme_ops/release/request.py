@@ -202,4 +202,5 @@ def facts(release: Release) -> dict[str, Any]:
     """What people are shown of it."""
     asked = asdict(release.request)
     times = {name: show(asked.pop(name)) for name in ("window_from", "window_to")}
-    return {"release": release.id, "requested by": release.requester, **asked, **times}
+    told = {name.replace("_", " "): value for name, value in {**asked, **times}.items()}
+    return {"release": release.id, "requested by": release.requester, **told}

@@ -18,6 +18,7 @@ from sandbox.standin import Answer, Journal, Record, Refused, Request, Server, m
 STATUSES = ("investigating", "identified", "monitoring", "resolved")
 PLANNED = ("scheduled", "in_progress", "verifying", "completed")
 _EAT = ZoneInfo("Africa/Nairobi")
+_AUTO = "scheduled_auto_in_progress"
 _INCIDENTS = re.compile(r"/v1/pages/([\w-]+)/incidents(?:/([\w-]+))?")
 
 
@@ -54,7 +55,7 @@ def _create(journal: Journal, request: Request) -> Answer:
     if not asked.get("name"):
         raise Refused(422, {"error": ["Name can't be blank"]})
     name = secrets.token_hex(6)
-    times = {part: asked[part] for part in ("scheduled_for", "scheduled_until") if part in asked}
+    times = {part: asked[part] for part in ("scheduled_for", "scheduled_until", _AUTO) if part in asked}
     _keep(journal, name, asked["name"], asked.get("status", "investigating"), asked.get("body", ""), **times)
     return Answer(_incident(journal, name), 201)
 
@@ -87,7 +88,7 @@ def _names(journal: Journal) -> list[str]:
 
 
 def _incident(journal: Journal, name: str) -> Record:
-    updates = [record for record in journal.records() if record["id"] == name]
+    updates = _begun([record for record in journal.records() if record["id"] == name])
     last = updates[-1]
     shown = [{part: update[part] for part in ("status", "body", "created_at")} for update in reversed(updates)]
     return {
@@ -98,6 +99,18 @@ def _incident(journal: Journal, name: str) -> Record:
         **{part: updates[0][part] for part in ("scheduled_for", "scheduled_until") if part in updates[0]},
         "incident_updates": shown,
     }
+
+
+def _begun(updates: list[Record]) -> list[Record]:
+    """With the update that the page makes by itself once the time of a maintenance has come."""
+    first, last = updates[0], updates[-1]
+    if first.get(_AUTO) != "true" or last["status"] != "scheduled":
+        return updates
+    due = datetime.fromisoformat(first["scheduled_for"])
+    if datetime.now(UTC) < due:
+        return updates
+    at = max(due, datetime.fromisoformat(last["created_at"])).isoformat()
+    return [*updates, {**last, "status": "in_progress", "body": "It has begun.", "created_at": at}]
 
 
 def _render(journal: Journal) -> str:

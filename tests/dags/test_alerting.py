@@ -83,6 +83,16 @@ def test_a_failed_task_is_told_with_error_remedy_owner_and_links(slack: StandIn)
     assert links == f"<{page}/runs/{run}|Open the run> · <{page}|Runbook>"
 
 
+@pytest.mark.parametrize(
+    "remedy", ["clear freeze_orders and what comes after it", "see which limit was broken: clear nothing"]
+)
+def test_a_remedy_that_says_what_to_clear_stands_alone(slack: StandIn, remedy: str) -> None:
+    alert_failed_run(task_context(HashMismatch("it differs", remedy=remedy)))
+    to_do = texts(slack.messages[0])[4]
+    assert f"{remedy.capitalize()}. Runbook" in to_do
+    assert "then clear the failed task" not in to_do
+
+
 def test_task_and_dag_tell_one_run_once(slack: StandIn) -> None:
     alert_failed_run(task_context(ValueError("why")))
     alert_failed_run(task_context() | {"reason": "task_failure"})

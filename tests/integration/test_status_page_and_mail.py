@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from payme_ops.foundation import mail, status_page
-from payme_ops.foundation.clock import EAT
+from payme_ops.foundation.clock import EAT, utc_now
 from payme_ops.foundation.errors import ServiceRefused, SettingsError, Unavailable
 from payme_ops.foundation.mail import MailServer
 from payme_ops.foundation.status_page import Maintenance, StatusPage
@@ -41,12 +41,13 @@ def test_an_incident_is_opened_and_resolved(page: StandIn) -> None:
 
 def test_a_maintenance_is_announced_read_back_and_completed(page: StandIn) -> None:
     there = StatusPage(page.url, "payme", "key")
-    begins = datetime(2026, 12, 3, 2, tzinfo=EAT)
+    begins = datetime.now(EAT).replace(microsecond=0) + timedelta(days=1)
     window = {"begins": begins, "ends": begins + timedelta(hours=3)}
     planned = status_page.schedule_maintenance(there, name="PayMe 2.4.1", body="New orders stop.", **window)
     assert status_page.maintenance(there, planned) == Maintenance("scheduled", **window)
     assert "Scheduled maintenance" in page.get("/")
-    assert "03 Dec 02:00:00 EAT to 03 Dec 05:00:00 EAT" in page.get("/")
+    first, last = (f"{window[name]:%d %b %H:%M:%S} EAT" for name in ("begins", "ends"))
+    assert f"{first} to {last}" in page.get("/")
     assert "All systems work" in page.get("/")
     for status, banner in (("in_progress", "Under maintenance"), ("completed", "All systems work")):
         status_page.update_incident(there, planned, status=status, body="")
@@ -54,6 +55,16 @@ def test_a_maintenance_is_announced_read_back_and_completed(page: StandIn) -> No
         assert banner in page.get("/")
     with pytest.raises(ServiceRefused, match="status 404"):
         status_page.maintenance(there, "none")
+
+
+def test_a_maintenance_whose_time_has_come_is_in_progress_by_itself(page: StandIn) -> None:
+    there, now = StatusPage(page.url, "payme", "key"), utc_now()
+    window = {"begins": now - timedelta(minutes=1), "ends": now + timedelta(hours=1)}
+    planned = status_page.schedule_maintenance(there, name="PayMe 2.4.1", body="New orders stop.", **window)
+    assert status_page.maintenance(there, planned).status == "in_progress"
+    assert "Under maintenance" in page.get("/")
+    status_page.update_incident(there, planned, status="completed", body="")
+    assert status_page.maintenance(there, planned).status == "completed"
 
 
 def test_a_status_page_that_says_no_is_told_from_one_that_is_away(page: StandIn) -> None:

@@ -8,6 +8,7 @@ Nothing heavy is imported here: DAG files import this module.
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -185,7 +186,9 @@ def _alert(context: "Context") -> "Alert":
 
 def _next(dag_id: str, remedy: str) -> str:
     first = f"{remedy[:1].upper()}{remedy[1:].rstrip('.')}" or "Look at the first three things in the runbook"
-    return f"{first}; then clear the failed task to run it again. Runbook: docs/runbooks/{dag_id}.md"
+    # Some say themselves what to clear, perhaps another task or none.
+    again = "" if re.search(r"\bclear\b", remedy) else "; then clear the failed task to run it again"
+    return f"{first}{again}. Runbook: docs/runbooks/{dag_id}.md"
 
 
 def _dag_id(context: "Context") -> str:

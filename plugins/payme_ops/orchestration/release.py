@@ -249,7 +249,7 @@ def conclude_watch(context: Context) -> None:
     begun = evidence.latest(ops(), release.run, "watch_begun")
     first, last = (datetime.fromisoformat(begun.measured[name]) for name in ("begun", "until"))
     found = looks.verdict(release.run, release.request.environment.value, first, last)
-    remedy = "see which limit was broken, and when: it is rolled back where that is safe" if found.rule else ""
+    remedy = "see what broke the limit; it is rolled back where that is safe: clear nothing" if found.rule else ""
     finding = Finding(found.verdict, found.facts, "; ".join(found.open) or remedy)
     made = evidence.conclude(
         "watch",

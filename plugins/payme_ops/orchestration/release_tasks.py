@@ -28,7 +28,7 @@ def commit_field(title: str, description: str) -> Param:
 
 def time_field(title: str) -> Param:
     """The field of a form for a time."""
-    description = "Required. Without an offset it is Nairobi's"
+    description = "Required. In the time zone of this page (lower left); by the API, without an offset, in Nairobi's"
     return Param(None, type=["null", "string"], format="date-time", title=title, description=description)
 
 

@@ -145,6 +145,19 @@ def test_break_glass_is_told_to_everybody(
     assert told == ["Swap? (backup_restore waits for a person)", "Break-glass: oncall approved approve_swap alone"]
 
 
+def test_who_is_asked_reads_what_for_and_opens_the_question(
+    ops: str, gate: ApprovalGate, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(alerting, "inform", lambda _context, _what, why, *_, link, **__: told.append((why, link)))
+    record(ops, context, Verdict.INCONCLUSIVE, {"rows": 7})
+    with pytest.raises(TaskAwaitingInput):
+        gate.execute(context)
+    [(why, link)] = told
+    assert f"Asked by oncall in backup_restore/{context['run_id']}." in why
+    assert link.endswith(f"/dags/backup_restore/runs/{context['run_id']}/tasks/{GATE}/required_actions")
+
+
 def test_marking_the_gate_as_success_approves_nothing(ops: str, context: Any) -> None:
     record(ops, context, Verdict.INCONCLUSIVE, {"rows": 7})
     with pytest.raises(NotApproved, match="nobody's answer"):

@@ -48,17 +48,19 @@ def alert_failed_run(context: "Context") -> None:
     _log.info("alert %s for %s: %s", alert.key, alert.occurrence, outcome)
 
 
-def inform(context: "Context", what: str, why: str, todo: str, *, good: bool = False, thread: str = "") -> str | None:
+def inform(
+    context: "Context", what: str, why: str, todo: str, *, good: bool = False, thread: str = "", link: str = ""
+) -> str | None:
     """Tell the on-call channel something of a run that is no failure (`good`: nobody has to look).
 
-    `thread` is the key of its thread, by default one a DAG. Told once for one run and `what`. Like an alert it is
-    written first, and never stops the task. Answers Slack's time stamp of the message, None while Slack has not taken
-    it.
+    `thread` is the key of its thread, by default one a DAG; `link` is what "Open the run" opens instead. Told once for
+    one run and `what`. Like an alert it is written first, and never stops the task. Answers Slack's time stamp of the
+    message, None while Slack has not taken it.
     """
     from payme_ops.foundation.alert import Severity, message
 
     severity, key = Severity.INFO if good else Severity.WARNING, thread_of(context, thread)
-    told = _say(context, key, f"{occurrence(context)}/{what}", severity, what, why, todo)
+    told = _say(context, key, f"{occurrence(context)}/{what}", severity, what, why, todo, link)
     return _or_none(lambda: message(_ops_database(), told))
 
 
@@ -102,12 +104,12 @@ def _standing(key: str) -> dict[str, str]:
 
 
 def _say(
-    context: "Context", key: str, occurrence: str, severity: "Severity", what: str, why: str, todo: str
+    context: "Context", key: str, occurrence: str, severity: "Severity", what: str, why: str, todo: str, link: str = ""
 ) -> "Alert":
     from payme_ops.foundation.alert import Alert, raise_alert
     from payme_ops.foundation.settings import AlertSettings
 
-    _, page, link = _pages(context)
+    _, page, run = _pages(context)
     alert = Alert(
         key=key,
         occurrence=occurrence,
@@ -118,7 +120,7 @@ def _say(
         next=todo,
         owner=_setting("PAYME_OPS__ALERT__OWNER", AlertSettings().owner),
         runbook=page,
-        link=link,
+        link=link or run,
     )
     outcome = raise_alert(_or_none(_ops_database), alert, _or_none(_slack))
     _log.info("alert %s for %s: %s", alert.key, alert.occurrence, outcome)

@@ -78,11 +78,12 @@ class ApprovalGate(ApprovalOperator):
         alerting.inform(
             context,
             what,
-            f"Asked by {requested_by or 'the schedule'}. Unanswered for {patience.total_seconds() / 3600:g} h it counts"
-            " as rejected.",
+            f"Asked by {requested_by or 'the schedule'} in {run}."
+            f" Unanswered for {patience.total_seconds() / 3600:g} h it counts as rejected.",
             f"{f'Another person than {requested_by}' if requested_by else 'Anybody'} answers at"
             f" {alerting.answer_page(context)}",
             thread=self._thread(context),
+            link=alerting.answer_page(context),
         )
         return super().execute(context)
 

@@ -36,6 +36,16 @@ def test_times_are_those_of_the_evidence() -> None:
     assert postmortem.severity(found[:1]) == postmortem.MODERATE
 
 
+def test_the_figures_are_those_that_are_known() -> None:
+    found = [shown("freeze_orders", Verdict.PASS, 4), *(one for _, one in BAD)]
+    assert postmortem.figures(found, []) == {
+        "deploy to first bad finding": "5 min 1 s",
+        "first bad finding to previous commit back": "30 s",
+    }
+    assert postmortem.figures([*found, shown("resume_orders", Verdict.PASS, 124)], [])["orders stopped for"] == "2 min"
+    assert postmortem.figures([], []) == {}
+
+
 @pytest.mark.parametrize(("level", "day"), [(postmortem.SEVERE, "2026-12-07"), (postmortem.MODERATE, "2026-12-11")])
 def test_it_is_due_in_three_days_or_five_working_days(level: str, day: str) -> None:
     assert f"{postmortem.due(level, AT):%Y-%m-%d}" == day

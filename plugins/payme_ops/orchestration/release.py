@@ -534,7 +534,8 @@ def keep_record() -> None:
         return
     word, now = outcome(release), utc_now()
     numbered = evidence.numbered(ops(), release.run)
-    answers = approvals.of_run(ops(), release.run)
+    found, answers = tuple(one for _, one in numbered), approvals.of_run(ops(), release.run)
+    figures = postmortem.figures(found, answers)
     made = Record(
         kind=KIND,
         subject=f"{release.request.version} ({release.request.commit[:7]}) to {release.request.environment}",
@@ -543,8 +544,8 @@ def keep_record() -> None:
         verdict=word,
         started=release.created,
         ended=now,
-        facts={**request.facts(release), "approvals": [_shown(one) for one in answers]},
-        evidence=tuple(one for _, one in numbered),
+        facts={**request.facts(release), **figures, "approvals": [_shown(one) for one in answers]},
+        evidence=found,
     )
     settings = config.load()
     home = catalogue("payme_s3_restore").stores.home

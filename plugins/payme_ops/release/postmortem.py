@@ -61,6 +61,17 @@ def orders_stopped(found: Sequence[Evidence]) -> timedelta | None:
     return taken - stopped if stopped and taken else None
 
 
+def figures(found: Sequence[Evidence], answers: Sequence[Approval]) -> dict[str, str]:
+    """How long what took, as far as the evidence tells; for the record's summary."""
+    detect, mitigate = detect_and_mitigate(found, answers)
+    known = {
+        "deploy to first bad finding": detect,
+        "first bad finding to previous commit back": mitigate,
+        "orders stopped for": orders_stopped(found),
+    }
+    return {name: span(length) for name, length in known.items() if length is not None}
+
+
 def _first(found: Sequence[Evidence], item: str, since: datetime | None = None) -> datetime | None:
     """When that item passed first."""
     passed = [one.ended for one in found if one.item == item and one.verdict is Verdict.PASS]

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,10 +70,27 @@ class Desk:
     api: Api
     slack: StandIn
     page: StandIn
-    sentry: StandIn
-    mail: StandIn
     airflow: Airflow
+    folder: Path
     monkeypatch: pytest.MonkeyPatch = field(repr=False)
+    stack: ExitStack = field(repr=False)
+
+    @cached_property
+    def sentry(self) -> StandIn:
+        """The application's Sentry, from when it is named first."""
+        running = self.stack.enter_context(sentry_stand_in(self.folder))
+        dsn = running.url.replace("//", f"//{SENTRY_KEY}@") + "/2"
+        where = {"organization": "payme", "project": "api", "dsn": dsn}
+        self.connect("sentry", conn_type="http", host=running.url, password=SENTRY_TOKEN, extra=where)
+        return running
+
+    @cached_property
+    def mail(self) -> StandIn:
+        """The mail server, from when it is named first."""
+        running, smtp = self.stack.enter_context(mail_stand_in(self.folder))
+        sender = {"from_email": "ops@payme.test", "disable_tls": True}
+        self.connect("smtp", conn_type="smtp", host=smtp.host, port=smtp.port, extra=sender)
+        return running
 
     def begin(self, task: str = "t", *, dag: str = "deployment", last: bool = True, who: Release | None = None) -> Any:
         """The context of a task of that DAG, now the current one; `last`: it is not tried again."""
@@ -180,16 +197,12 @@ def at_work(
             " ops.health_samples CASCADE"
         )
     with ExitStack() as stack:
-        slack, page, sentry = (
-            stack.enter_context(stand_in(folder))
-            for stand_in in (slack_stand_in, status_page_stand_in, sentry_stand_in)
-        )
-        mail, smtp = stack.enter_context(mail_stand_in(folder))
+        slack, page = (stack.enter_context(stand_in(folder)) for stand_in in (slack_stand_in, status_page_stand_in))
         api = stack.enter_context(releases.api(folder))
         made = releases.release(ops, **asked)
         airflow = Airflow({f"{dag}/{made.id}" for dag in ("deployment", "post_deployment")})
         monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", airflow, raising=False)
-        desk = Desk(ops, installation, made, api, slack, page, sentry, mail, airflow, monkeypatch)
+        desk = Desk(ops, installation, made, api, slack, page, airflow, folder, monkeypatch, stack)
         database = {"host": "127.0.0.1", "port": cluster.port, "login": cluster.superuser}
         desk.connect("ops_db", conn_type="postgres", schema="ops_test", password=cluster.password, **database)
         desk.connect("slack", conn_type="slack", password=SLACK_TOKEN, extra={"base_url": f"{slack.url}/api/"})
@@ -197,11 +210,7 @@ def at_work(
         desk.connect("status_page", conn_type="http", host=page.url, password=STATUS_KEY, extra=page_id)
         desk.connect("api", conn_type="http", host=api.stand_in.url, password=API_TOKEN)
         desk.connect("deploy", conn_type="http", host=api.stand_in.url, password=DEPLOY_TOKEN)
-        where = {"organization": "payme", "project": "api", "dsn": sentry.url.replace("//", f"//{SENTRY_KEY}@") + "/2"}
-        desk.connect("sentry", conn_type="http", host=sentry.url, password=SENTRY_TOKEN, extra=where)
-        sender = {"from_email": "ops@payme.test", "disable_tls": True}
-        desk.connect("smtp", conn_type="smtp", host=smtp.host, port=smtp.port, extra=sender)
-        for name in ("airflow_api", "code_host", "secrets"):
+        for name in ("airflow_api", "code_host", "secrets", "sentry", "smtp"):
             desk.without(name)
         for name, value in (("TEST_MERCHANT", SETTINGS.test_merchant), ("DRAIN_SECONDS", "1"), ("SETTLE_SECONDS", "5")):
             installation.set(f"RELEASE__{name}", value)

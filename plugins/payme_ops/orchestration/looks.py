@@ -106,7 +106,7 @@ def watch_once(
     interval = float(settings.sample_seconds)
     first, last = datetime.fromisoformat(begun), datetime.fromisoformat(until)
     try:
-        stored = samples.of(_ops(), subject, first, now)
+        stored = samples.of(_ops(), subject, first, now + timedelta(seconds=1))
         if early := _early(stored, now, interval):  # it was started again
             return early if now + timedelta(seconds=early) <= last else None
         sample = _take(environment, commit, settings, stored, first, now, judging)

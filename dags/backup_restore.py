@@ -28,7 +28,7 @@ from payme_ops.orchestration.retrieval import ReadableOperator
             type=["null", "string"],
             maxLength=40,
             title="Version",
-            description="To start afterwards; empty: the one before",
+            description="To start afterwards; empty: the one before, which after a rolled back release is the bad one",
         ),
     },
     **dag_options(

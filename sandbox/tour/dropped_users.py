@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from payme_ops.cli.tables import proof_table
+from sandbox.builds import BY_COMMIT
 from sandbox.demo import newest_backup
 from sandbox.http import call
 from sandbox.supervisor import SandboxError
@@ -32,7 +33,8 @@ def walk(console: Console) -> None:
         console.print(
             f"\n[bold]3. On call triggers {_DAG}.[/bold] The application is stopped, the backup restored beside."
         )
-        run = desk.oncall.trigger(_DAG, {"backup": "latest", "reason": "users was dropped (tour, step 4)"})
+        form = {"backup": "latest", "reason": "users was dropped (tour, step 4)", "version": _version(desk)}
+        run = desk.oncall.trigger(_DAG, form)
         ground.until(partial(desk.oncall.not_asking, _DAG, run, "approve_swap"), "the question", _SECONDS)
         console.print("\n[bold]4. A second person is asked, and sees what would be lost.[/bold]\n")
         console.print(Markdown(desk.approver.question(_DAG, run, "approve_swap")["body"]))
@@ -48,6 +50,12 @@ def walk(console: Console) -> None:
 def _health(desk: Desk) -> str:
     status, body = call("GET", f"{desk.world.url('payme_api')}/health")
     return f"{status}, {body['status']}, version {body['version']}"
+
+
+def _version(desk: Desk) -> str | None:
+    """The one that runs, when step 5 has rolled a bad one back; else none, and the one before is started."""
+    found = call("GET", f"{desk.world.url('payme_api')}/version")[1]
+    return str(found["version"]) if BY_COMMIT[found["previous_commit"]].fault else None
 
 
 def _not(desk: Desk, status: int) -> str | None:

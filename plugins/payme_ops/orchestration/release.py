@@ -45,6 +45,8 @@ PRE, DEPLOYMENT, POST = "pre_deployment", "deployment", "post_deployment"
 # Renewed each minute by what is at work; a release whose people think longer than that may be overtaken.
 RELEASE_TTL = timedelta(minutes=15)
 _LOOKS_PATIENCE = 4  # times the looks that would do
+# Instants are whole seconds, and the ops database's clock is not a worker's.
+_CLOCKS = timedelta(seconds=2)
 # A trigger that fires within seconds of the deferral can meet the scheduler at it (apache/airflow #72716, #71580).
 _NOT_BEFORE = timedelta(seconds=15)
 
@@ -149,6 +151,21 @@ def _answers(release: Release) -> dict[str, Approval]:
     return {one.gate: one for one in approvals.of_run(ops(), release.run)}
 
 
+def tell_answer(context: Context, gate: str) -> None:
+    """Say in the release's thread who answered what."""
+    release = of(context)
+    answer, title = _answer(release, gate), context["task"].task_display_name
+    who = answer.responder if answer and answer.responder else "nobody in time"
+    alerting.inform(
+        context,
+        f"{title}: {answer.choice if answer and answer.choice else 'no answer'} by {who}",
+        answer.reason if answer and answer.reason else "An answer to what was asked above.",
+        "Nothing",
+        good=True,
+        thread=thread(release),
+    )
+
+
 def rejected(context: Context, gate: str) -> GateClosed:
     """What a no, or no answer in time, is to the run."""
     answer = _answer(of(context), gate)
@@ -173,7 +190,7 @@ def plan_looks(context: Context, name: str, consecutive: int) -> dict[str, Any]:
         commit = commit if environment is Environment.PRODUCTION else ""
         environment = Environment.STAGING
     elif done := deploy.intent(ops(), release, deploy.DEPLOY):
-        uptime_below = (begun - done.intended_at).total_seconds()
+        uptime_below = (begun - done.intended_at + _CLOCKS).total_seconds()
     interval = _settings().sample_seconds
     patience_seconds = max(60.0, _LOOKS_PATIENCE * consecutive * interval)
     return {
@@ -289,6 +306,14 @@ def check_request() -> str:
     finding = passed(request.facts(made))
     evidence.keep(ops(), made.run, "request", finding, threshold="a form that can be meant", source=run_name(context))
     _log.info("release %s, asked for by %s", made.id, made.requester)
+    alerting.inform(
+        context,
+        f"{made.id} is being prepared",
+        plain(request.facts(made)),
+        "Answer here what is asked of you; two people other than the requester decide",
+        good=True,
+        thread=thread(made),
+    )
     return made.id
 
 
@@ -521,8 +546,7 @@ def close_status_page() -> None:
     """Users are told that it is over, where it is."""
     context, release = _now()
     if not _ends_here(context, release):
-        _log.info("post_deployment closes it")
-        return
+        raise AirflowSkipException("post_deployment closes it")
     _do(context, "status_page_closed")
 
 
@@ -530,8 +554,7 @@ def keep_record() -> None:
     """The signed record, its page, and a post-mortem draft when the outcome is not the one that was asked for."""
     context, release = _now()
     if not _ends_here(context, release):
-        _log.info("post_deployment keeps it")
-        return
+        raise AirflowSkipException("post_deployment keeps it")
     word, now = outcome(release), utc_now()
     numbered = evidence.numbered(ops(), release.run)
     found, answers = tuple(one for _, one in numbered), approvals.of_run(ops(), release.run)
@@ -683,15 +706,18 @@ def open_post_deployment() -> None:
 
 
 def settle_watch() -> None:
-    """Keep it, or roll it back: after a breach, a person's no, or no answer."""
+    """Keep it, or roll it back: after a breach, a person's no, or no answer. Orders are taken again in any case.
+
+    At once, not with the endings: they wait for the answer whether features work.
+    """
     context, release = _now()
     found = _found(release)
-    for name in ("health", "watch"):
-        shown, answer = found.get(name), _answer(release, name)
-        if not checklist.is_settled(shown, answer):
-            _roll_back(context, release, _words(name, shown, answer))
-            return
-    _log.info("well, and watched to the end")
+    wrong = [name for name in ("health", "watch") if not checklist.is_settled(found.get(name), _answer(release, name))]
+    if wrong:
+        _roll_back(context, release, _words(wrong[0], found.get(wrong[0]), _answer(release, wrong[0])))
+    else:
+        _log.info("well, and watched to the end")
+    resume_orders()
 
 
 def settle_features() -> None:

@@ -57,7 +57,7 @@ def reply(desk: Desk, made: ReleaseGate, choice: str, user: str | None, params: 
     """As Airflow resumes it, with the answer, or with its default after the time."""
     context = begin(desk, made)
     context["ti"].xcom_push = lambda **_: None
-    made.dag = None  # type: ignore[assignment]  # nobody comes after it here
+    made.dag = None  # nobody comes after it here
     event = {
         "chosen_options": [choice],
         "params_input": params or {},
@@ -284,5 +284,5 @@ class TestLooks:
         assert made.looked(begin(desk, made), {}, **(deferred.value.kwargs or {})) is None
         found = desk.found("health")
         assert found
-        assert found.measured["commit"] == commit_of("2.4.1")
+        assert (found.measured["commit"], found.measured["looks"]) == (commit_of("2.4.1"), 2)
         assert not asks(desk, "health")

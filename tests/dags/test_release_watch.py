@@ -140,7 +140,8 @@ def counted(desk: Desk) -> Iterator[Counter[str]]:
 
     with desk.monkeypatch.context() as patch:
         for stand_in in (desk.api.stand_in, desk.sentry):
-            patch.setattr(stand_in.server, "answer", counting(stand_in.server.answer))
+            server: Any = stand_in.server
+            patch.setattr(server, "answer", counting(server.answer))
         yield asked
 
 

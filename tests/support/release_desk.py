@@ -127,15 +127,18 @@ class Desk:
         found = {
             name: passed({"rollback_safe": rollback_safe} if name == "migrations_tested" else {}) for name in PREPARED
         }
-        asked = {"threshold": "", "actor": "test", "source": "test", "started": utc_now()}
-        evidence.record(self.ops, self.release.run, [evidence.conclude(*one, **asked) for one in found.items()])
+        made = [
+            evidence.conclude(name, one, threshold="", actor="test", source="test", started=utc_now())
+            for name, one in found.items()
+        ]
+        evidence.record(self.ops, self.release.run, made)
 
     def answer(self, gate: str, who: str, item: str = "go_no_go", *, choice: str = APPROVE, reason: str = "") -> None:
         """Ask as the gate does, and answer."""
         shown = evidence.latest(self.ops, self.release.run, item)
-        asked = {"run": self.release.run, "gate": gate}
-        approvals.ask(self.ops, **asked, digest=shown.sha256, requested_by=self.release.requester)
-        approvals.answer(self.ops, **asked, choice=choice, responder=who, reason=reason)
+        run, requester = self.release.run, self.release.requester
+        approvals.ask(self.ops, run=run, gate=gate, digest=shown.sha256, requested_by=requester)
+        approvals.answer(self.ops, run=run, gate=gate, choice=choice, responder=who, reason=reason)
 
     def go(self, *people: str, reason: str = "") -> None:
         """Prepared, shown, and approved by these, by default two."""

@@ -28,7 +28,7 @@ def blocked(source: str) -> Iterator[str]:
             continue
         for call in (inner for one in marked for inner in ast.walk(one) if isinstance(inner, ast.Call)):
             if isinstance(call.func, ast.Attribute) and call.func.attr == "blocks":
-                yield from (one.value for one in call.args if isinstance(one, ast.Constant))
+                yield from (str(one.value) for one in call.args if isinstance(one, ast.Constant))
 
 
 def proofs() -> dict[str, set[str]]:

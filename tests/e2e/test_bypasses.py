@@ -156,5 +156,5 @@ def test_a_run_that_is_deleted_is_found(run: Run) -> None:
 
 
 def calls(found: Finding) -> list[dict[str, Any]]:
-    listed: list[dict[str, Any]] = found.measured["calls in the log, refused ones too"]
+    listed: list[dict[str, Any]] = found.measured["calls by hand in the log"]
     return listed

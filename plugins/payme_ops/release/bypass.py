@@ -191,7 +191,7 @@ def examine(api: AirflowApi, release: Release, runs: Mapping[str, str], evidence
             }
             for one in left
         ],
-        "calls in the log, refused ones too": [
+        "calls by hand in the log": [
             {"at": show(one.at), "by": one.by, "what": one.what, "task": f"{one.dag} {one.task}".strip() or "several"}
             for one in done[-_MAX_CALLS:]
         ],

@@ -225,15 +225,13 @@ def test_orders_that_were_stopped_by_who_then_died_are_taken_again(desk: Desk) -
 
 
 def test_the_terms_are_kept_while_it_works(desk: Desk) -> None:
-    desk.go()
-    act(desk, "freeze_orders")
+    desk.deployed()
     soon = utc_now() + timedelta(seconds=5)
     with psycopg.connect(desk.ops) as session:
         session.execute("UPDATE ops.terms SET expires_at = %s", [soon])
-    desk.api.stand_in.get("/health")
-    act(desk, "deploy")
+    act(desk, "smoke")
     kept = {name: term.expires_at for name in (FREEZE, LEASE) if (term := desk.term(name))}
-    assert kept[FREEZE] > soon + timedelta(seconds=30)
+    assert kept[FREEZE] > soon + timedelta(minutes=3)
     assert kept[LEASE] > soon + timedelta(minutes=10)
 
 
@@ -424,6 +422,28 @@ def test_features_that_do_not_work_take_it_back_and_silence_does_not(desk: Desk,
     release.settle_features()
     assert desk.posts == posts
     assert release.outcome(desk.release) == ("ROLLED BACK" if posts == 2 else "NOT WELL")
+
+
+def test_a_watch_that_sees_the_rollback_after_a_no_pages_nobody(desk: Desk) -> None:
+    desk.deployed()
+    desk.keep("health")
+    began = utc_now()
+    desk.keep("features_confirmed", Finding(Verdict.INCONCLUSIVE, {}, "try"))
+    desk.answer("features_confirmed", "lead", "features_confirmed", choice="Reject")
+    desk.begin("settle_features", dag="post_deployment")
+    release.settle_features()
+    evidence.keep(desk.ops, desk.release.run, "watch", FAILED, threshold="", source="test", started=began)
+    desk.begin("settle_watch", dag="post_deployment")
+    release.settle_watch()
+    assert (desk.posts, desk.commit, desk.takes_orders) == (2, OLD, True)
+    assert desk.was_told("was rolled back")
+    assert not desk.was_told("not well after its rollback")
+    # What breaks only after that is another matter.
+    desk.keep("watch", FAILED)
+    with psycopg.connect(desk.ops) as session:
+        session.execute("UPDATE ops.evidence SET started = started + interval '1 h' WHERE item = 'watch'")
+    release.settle_watch()
+    assert desk.was_told("not well after its rollback")
 
 
 # -- endings ----------------------------------------------------------------------------------------------------

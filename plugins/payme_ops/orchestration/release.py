@@ -713,11 +713,21 @@ def settle_watch() -> None:
     context, release = _now()
     found = _found(release)
     wrong = [name for name in ("health", "watch") if not checklist.is_settled(found.get(name), _answer(release, name))]
-    if wrong:
+    if _was_rolled_back_meanwhile(found):
+        _log.info("rolled back while it was watched: what was seen since is the previous commit")
+    elif wrong:
         _roll_back(context, release, _words(wrong[0], found.get(wrong[0]), _answer(release, wrong[0])))
     else:
         _log.info("well, and watched to the end")
     resume_orders()
+
+
+def _was_rolled_back_meanwhile(found: dict[str, Evidence]) -> bool:
+    """Somebody said that features do not work; the watch then sees another commit, which is nothing to page for."""
+    watched, back = found.get("watch"), found.get("rollback")
+    if watched is None or back is None or back.verdict is not Verdict.PASS:
+        return False
+    return watched.started <= back.started and back.ended <= watched.ended
 
 
 def settle_features() -> None:

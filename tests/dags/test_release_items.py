@@ -82,10 +82,11 @@ def test_what_failed_is_red_at_once_and_asks_nobody(desk: Desk) -> None:
 
 def test_what_no_machine_can_tell_asks_with_what_was_found(desk: Desk) -> None:
     measures(desk, "tests_passing", INCONCLUSIVE)
+    desk.installation.set("RELEASE__APPROVAL_MINUTES", "7")
     made = ItemOperator(item="tests_passing")
     with pytest.raises(TaskAwaitingInput):
         made.execute(begin(desk, made))
-    assert made.response_timeout == timedelta(minutes=240)
+    assert made.response_timeout == timedelta(minutes=7)
     assert "looked" in str(made.body)
     asked = approvals.latest(desk.ops, run=desk.release.run, gate="tests_passing")
     found = desk.found("tests_passing")

@@ -10,12 +10,12 @@ import psycopg
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
 
-from payme_ops.foundation import evidence, http, lease, payme_api, record
+from payme_ops.foundation import evidence, http, lease, payme_api, record, status_page
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import GateClosed, NotApproved, NotFound, PaymeOpsError, Unavailable
 from payme_ops.foundation.evidence import Finding, Verdict, failed, passed
 from payme_ops.foundation.payme_api import Orders, Replicas
-from payme_ops.orchestration import release
+from payme_ops.orchestration import connections, release
 from payme_ops.release import deploy, orders
 from payme_ops.release.checklist import GATES
 from sandbox.builds import commit_of
@@ -672,6 +672,11 @@ def test_users_are_told_and_what_the_page_does_not_say_back_is_asked(desk: Desk)
     assert (told.verdict, told.measured["status"]) == (Verdict.PASS, "in_progress")  # the window is open
     again = release.measure(context, "status_page")
     assert again.measured["maintenance"] == told.measured["maintenance"]
+    page = connections.status_page()
+    assert page
+    status_page.update_incident(page, told.measured["maintenance"], status="completed", body="called off by hand")
+    called_off = release.measure(context, "status_page")
+    assert (called_off.verdict, called_off.measured["status"]) == (Verdict.INCONCLUSIVE, "completed")
     desk.page.fail(503)
     with pytest.raises(Unavailable):
         release.measure(desk.begin("status_page", dag="pre_deployment", last=False), "status_page")

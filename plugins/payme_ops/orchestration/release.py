@@ -33,7 +33,7 @@ from payme_ops.foundation.settings import ReleaseSettings
 from payme_ops.orchestration import alerting, connections, looks, release_items, release_people
 from payme_ops.orchestration.doors import catalogue, run_name
 from payme_ops.orchestration.health import FIRST_SECONDS
-from payme_ops.release import checklist, deploy, orders, postmortem, request
+from payme_ops.release import autoscaling, checklist, deploy, orders, postmortem, request
 from payme_ops.release.checklist import GATES, ITEMS
 from payme_ops.release.request import Environment, Release
 from payme_ops.release.watch import MIN_BASELINE
@@ -536,10 +536,15 @@ def _is_frozen(release: Release) -> bool:
 def restore_autoscaling() -> None:
     """The limits from before, if this release has fixed them."""
     context, release = _now()
-    if _latest(release, "autoscaling") is None:
+    if _scaled(release) is None:
         _log.info("autoscaling was not touched")
         return
     _do(context, "autoscaling_restored")
+
+
+def _scaled(release: Release) -> Evidence | None:
+    """That the limits may have been changed: the number was fixed, or somebody died after keeping them."""
+    return _latest(release, "autoscaling") or _latest(release, autoscaling.LIMITS)
 
 
 def close_status_page() -> None:
@@ -657,7 +662,7 @@ def _is_undone(context: Context, release: Release, name: str) -> bool:
     if name == "resume_orders":
         later = not _ends_here(context, release) and release.request.resume_after_watch
         return later or not _is_frozen(release)
-    done, undone = _latest(release, "autoscaling"), _latest(release, name)
+    done, undone = _scaled(release), _latest(release, name)
     if done is None:
         return True
     told = undone is not None and undone.verdict is not Verdict.FAIL and not _is_unanswered(undone)

@@ -45,6 +45,12 @@ def _latest(release: Release, item: str) -> Evidence | None:
         return None
 
 
+def _that_says(release: Release, item: str, name: str) -> Evidence | None:
+    """The newest evidence of the item that has that figure: one of a try in vain has not."""
+    found = [one for one in evidence.of_run(_ops(), release.run) if one.item == item]
+    return next((one for one in reversed(found) if isinstance(one.measured, dict) and name in one.measured), None)
+
+
 def _not_there(connection: str) -> Finding:
     todo = f"connection {connection} is not there: a person has to look, and to say"
     return Finding(Verdict.INCONCLUSIVE, {"configured": False}, todo)
@@ -157,8 +163,13 @@ def support_standby(_context: Context, release: Release) -> Finding:
 
 
 def autoscaling(_context: Context, release: Release) -> Finding:
-    """The limits kept, the number fixed, read back."""
-    return scaling.fix(_api(release), _latest(release, "autoscaling"))
+    """The limits kept, before anything is changed; the number fixed, read back."""
+    api, before = _api(release), _that_says(release, scaling.LIMITS, "minimum")
+    if before is None and (found := scaling.limits(api)):
+        before = evidence.keep(
+            _ops(), release.run, scaling.LIMITS, passed(found), threshold="as found", source="the PayMe API"
+        )
+    return scaling.fix(api, before)
 
 
 def freeze_orders(_context: Context, release: Release) -> Finding:
@@ -227,7 +238,7 @@ def resume_orders(_context: Context, release: Release) -> Finding:
 
 def autoscaling_restored(_context: Context, release: Release) -> Finding:
     """The limits from before."""
-    return scaling.restore(_api(release), _latest(release, "autoscaling"))
+    return scaling.restore(_api(release), _that_says(release, scaling.LIMITS, "minimum"))
 
 
 def _ops() -> str:
@@ -283,9 +294,8 @@ def status_page_closed(_context: Context, release: Release) -> Finding:
 
 def _planned(release: Release) -> str:
     """The announced maintenance; "" when there is none."""
-    told = _latest(release, "status_page")
-    found = told.measured.get("maintenance") if told and isinstance(told.measured, dict) else None
-    return str(found) if found and release.request.environment is Environment.PRODUCTION else ""
+    told = _that_says(release, "status_page", "maintenance")
+    return str(told.measured["maintenance"]) if told and release.request.environment is Environment.PRODUCTION else ""
 
 
 FUNCTIONS: dict[str, Callable[[Context, Release], Finding]] = {

@@ -1,8 +1,18 @@
 """The number of replicas is fixed for a deploy; the limits from before come back exactly."""
 
+from typing import Any
+
 from payme_ops.foundation import payme_api
 from payme_ops.foundation.evidence import Evidence, Finding, Verdict, failed, passed
 from payme_ops.foundation.payme_api import PaymeApi, Replicas
+
+LIMITS = "autoscaling_limits"  # evidence of the limits from before; written before anything is changed
+
+
+def limits(api: PaymeApi | None) -> dict[str, Any]:
+    """The limits as they are; empty where the API does not offer them. Raises Unavailable."""
+    now = payme_api.autoscaling(api) if api else None
+    return {"minimum": now.minimum, "maximum": now.maximum} if now else {}
 
 
 def fix(api: PaymeApi | None, before: Evidence | None) -> Finding:

@@ -19,7 +19,6 @@ from payme_ops.foundation import evidence, lease, payme_api
 from payme_ops.foundation.clock import show, utc_now
 from payme_ops.foundation.errors import (
     IntegrityError,
-    NotFound,
     ServiceRefused,
     SettingsError,
     Unavailable,
@@ -84,7 +83,7 @@ def check_request(desk: RestoreDesk, run: str, *, backup: str, target: str, reas
             found=target,
             remedy="correct it, or add it to PAYME_OPS__BACKUP__RESTORE_TARGETS on the restore workers",
         )
-    before = _latest(desk, run, REQUEST)
+    before = evidence.find(desk.ops, run, REQUEST)
     asked = {"asked for": backup.strip() or "latest", "target": target, "version": version.strip()}
     if before and asked.items() <= before.measured.items():
         return request(desk, run)  # run again, `latest` means what it meant then
@@ -154,7 +153,7 @@ def start_application(desk: RestoreDesk, run: str, api: PaymeApi | None, *, repo
 
     INCONCLUSIVE (no API, it is away, or it says no) and FAIL (not healthy in time) want a person.
     """
-    stopped = _latest(desk, run, STOPPED)
+    stopped = evidence.find(desk.ops, run, STOPPED)
     if stopped is None:
         return None
     wanted, restored = request(desk, run), swapped(desk, run)
@@ -289,7 +288,7 @@ def measure_loss(desk: RestoreDesk, run: str, *, report: Report) -> Evidence:
     Raises NotFound before restore_beside.
     """
     wanted, started = request(desk, run), utc_now()
-    before = _latest(desk, run, PLAN)
+    before = evidence.find(desk.ops, run, PLAN)
     if before and swap.done(desk.server, wanted.target, run):
         return before  # there is nothing left to lose
     beside = str(evidence.latest(desk.ops, run, BESIDE).measured["database"])
@@ -333,26 +332,19 @@ def swap_in(desk: RestoreDesk, run: str, *, report: Report) -> Swapped:
 
 def swapped(desk: RestoreDesk, run: str) -> bool:
     """Whether the restored database is in place: looked up, not remembered."""
-    wanted = _latest(desk, run, REQUEST)
+    wanted = evidence.find(desk.ops, run, REQUEST)
     return wanted is not None and swap.done(desk.server, str(wanted.measured["target"]), run) is not None
 
 
 def recovery_seconds(desk: RestoreDesk, run: str) -> int | None:
     """RTO of this run: from the request to a healthy application; None while there is none."""
-    asked, started = _latest(desk, run, REQUEST), _latest(desk, run, STARTED)
+    asked, started = evidence.find(desk.ops, run, REQUEST), evidence.find(desk.ops, run, STARTED)
     if asked is None or started is None or started.verdict is not Verdict.PASS:
         return None
     return round((started.ended - asked.started).total_seconds())
 
 
 # -- evidence ---------------------------------------------------------------------------------------------------
-
-
-def _latest(desk: RestoreDesk, run: str, item: str) -> Evidence | None:
-    try:
-        return evidence.latest(desk.ops, run, item)
-    except NotFound:
-        return None
 
 
 _THRESHOLD = {

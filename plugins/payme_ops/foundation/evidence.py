@@ -166,6 +166,14 @@ def latest(conninfo: str, run: str, item: str) -> Evidence:
     return Evidence(row[0], Verdict(row[1]), *row[2:])
 
 
+def find(conninfo: str, run: str, item: str) -> Evidence | None:
+    """The same, or None when the run has none that can be used."""
+    try:
+        return latest(conninfo, run, item)
+    except NotFound:
+        return None
+
+
 def of_run(conninfo: str, run: str) -> list[Evidence]:
     """All evidence of a run in the order in which it was found. Raises DatabaseUnavailable, DatabaseError."""
     return [found for _, found in numbered(conninfo, run)]

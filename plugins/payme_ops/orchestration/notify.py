@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from payme_ops.foundation import evidence, mail, settings, status_page
-from payme_ops.foundation.errors import NotFound
 from payme_ops.foundation.evidence import Check, Finding, Verdict, passed
 from payme_ops.orchestration import alerting, connections
 from payme_ops.orchestration.doors import run_name
@@ -69,11 +68,8 @@ def _item(context: "Context", phase: str, channel: str) -> str:
 
 def _told(context: "Context", phase: str, channel: str) -> dict[str, Any] | None:
     """What was measured when the channel was told; None when it was not."""
-    try:
-        found = evidence.latest(connections.conninfo("payme_ops_db"), run_name(context), _item(context, phase, channel))
-    except NotFound:
-        return None
-    return dict(found.measured) if found.verdict is Verdict.PASS else None
+    found = evidence.find(connections.conninfo("payme_ops_db"), run_name(context), _item(context, phase, channel))
+    return dict(found.measured) if found and found.verdict is Verdict.PASS else None
 
 
 def _status_page(context: "Context", notice: Notice) -> Finding:

@@ -104,10 +104,7 @@ def certificate() -> None:
     gone = evidence.latest(ops, run, "dropped")  # of that gate: what else it could not tell is no matter here
     if gone.verdict is not Verdict.PASS:
         raise GateClosed("the plaintext was not dropped", expected=gone.threshold, found=evidence.plain(gone.measured))
-    try:
-        purged = evidence.latest(ops, run, PURGED)
-    except NotFound:  # skipped, or rejected
-        purged = None
+    purged = evidence.find(ops, run, PURGED)  # none when it was skipped, or rejected
     copies = [_copy(one) for one in backups.entries(where) if _is_before(one, done.ended)]
     found = erasure.items(done.ended, purged, copies, tiers=list(Tier), actor=run)
     made = Record(

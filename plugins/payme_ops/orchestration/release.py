@@ -88,7 +88,7 @@ def thread(release: Release) -> str:
 def still_holds(context: Context, name: str) -> bool:
     """Whether the item's evidence is young enough, and passed or was approved."""
     release = of(context)
-    found = _latest(release, name)
+    found = evidence.find(ops(), release.run, name)
     if found is None or checklist.is_stale(ITEMS[name], found, _answer(release, name), utc_now()):
         _log.info("%s is measured again: %s", name, f"{found.verdict} at {show(found.ended)}" if found else "not there")
         return False
@@ -130,13 +130,6 @@ def _is_unanswered(found: Evidence) -> bool:
 
 def _unavailable(found: Evidence) -> Unavailable:
     return Unavailable(f"{found.item} could not be measured", found=plain(found.measured), remedy=found.remedy)
-
-
-def _latest(release: Release, name: str) -> Evidence | None:
-    try:
-        return evidence.latest(ops(), release.run, name)
-    except NotFound:
-        return None
 
 
 def _answer(release: Release, gate: str) -> Approval | None:
@@ -467,7 +460,7 @@ def _roll_back(context: Context, release: Release, why: str) -> None:
 
     Raises Unavailable, LeaseHeld, LeaseLost while Airflow will try again: a minute's absence must not leave it there.
     """
-    if _latest(release, "rollback"):
+    if evidence.find(ops(), release.run, "rollback"):
         _log.error("%s, after a rollback: a person has to look", why)
         alerting.inform(context, f"{release.id}: not well after its rollback", why, "Look now", thread=thread(release))
         return
@@ -503,9 +496,9 @@ def _roll_back(context: Context, release: Release, why: str) -> None:
 
 
 def _ends_here(context: Context, release: Release) -> bool:
-    if context["dag_run"].dag_id != DEPLOYMENT:
+    if context["dag_run"].dag_id != DEPLOYMENT or not deploy.was_posted(ops(), release):
         return True
-    return not deploy.was_posted(ops(), release) or _latest(release, "rollback") is not None or bool(_not_well(release))
+    return evidence.find(ops(), release.run, "rollback") is not None or bool(_not_well(release))
 
 
 def resume_orders() -> None:
@@ -527,7 +520,10 @@ def _is_frozen(release: Release) -> bool:
         return True
     if term and term.holder.startswith("release/"):
         return False  # ours was ended; another release has stopped them since
-    frozen, resumed = _latest(release, "freeze_orders"), _latest(release, "resume_orders")
+    frozen, resumed = (
+        evidence.find(ops(), release.run, "freeze_orders"),
+        evidence.find(ops(), release.run, "resume_orders"),
+    )
     if frozen is None or not orders.are_stopped(frozen):
         return False
     return resumed is None or resumed.verdict is not Verdict.PASS or resumed.ended < frozen.ended
@@ -544,7 +540,7 @@ def restore_autoscaling() -> None:
 
 def _scaled(release: Release) -> Evidence | None:
     """That the limits may have been changed: the number was fixed, or somebody died after keeping them."""
-    return _latest(release, "autoscaling") or _latest(release, autoscaling.LIMITS)
+    return evidence.find(ops(), release.run, "autoscaling") or evidence.find(ops(), release.run, autoscaling.LIMITS)
 
 
 def close_status_page() -> None:
@@ -612,7 +608,7 @@ def tell_outcome() -> None:
             thread=thread(release),
         )
         return
-    kept, word = _latest(release, "record"), outcome(release)
+    kept, word = evidence.find(ops(), release.run, "record"), outcome(release)
     alerting.inform(
         context,
         f"{release.id}: {word}",
@@ -662,7 +658,7 @@ def _is_undone(context: Context, release: Release, name: str) -> bool:
     if name == "resume_orders":
         later = not _ends_here(context, release) and release.request.resume_after_watch
         return later or not _is_frozen(release)
-    done, undone = _scaled(release), _latest(release, name)
+    done, undone = _scaled(release), evidence.find(ops(), release.run, name)
     if done is None:
         return True
     told = undone is not None and undone.verdict is not Verdict.FAIL and not _is_unanswered(undone)
@@ -738,7 +734,7 @@ def _was_rolled_back_meanwhile(found: dict[str, Evidence]) -> bool:
 def settle_features() -> None:
     """Roll back when a person said that features do not work; nobody's answer rolls nothing back."""
     context, release = _now()
-    shown, answer = _latest(release, "features_confirmed"), _answer(release, "features_confirmed")
+    shown, answer = evidence.find(ops(), release.run, "features_confirmed"), _answer(release, "features_confirmed")
     if answer and answer.choice and answer.choice != approvals.APPROVE and answer.responder:
         _roll_back(context, release, _words("features_confirmed", shown, answer))
 

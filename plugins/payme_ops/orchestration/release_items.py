@@ -14,7 +14,7 @@ from airflow.sdk import Context
 from payme_ops.foundation import evidence, lease, status_page
 from payme_ops.foundation import settings as config
 from payme_ops.foundation.clock import show
-from payme_ops.foundation.errors import NotFound, Unavailable
+from payme_ops.foundation.errors import GateClosed, NotFound, Unavailable
 from payme_ops.foundation.evidence import Evidence, Finding, Verdict, passed
 from payme_ops.foundation.lease import Term
 from payme_ops.foundation.status_page import StatusPage
@@ -36,13 +36,6 @@ _WARNING = "We are updating PayMe. Orders may fail for some minutes; please try 
 _OUTAGE = (
     "We update PayMe in this time. New orders stop for some minutes; orders that were placed before are carried out."
 )
-
-
-def _latest(release: Release, item: str) -> Evidence | None:
-    try:
-        return evidence.latest(connections.conninfo("payme_ops_db"), release.run, item)
-    except NotFound:
-        return None
 
 
 def _that_says(release: Release, item: str, name: str) -> Evidence | None:
@@ -88,7 +81,7 @@ def rollback_plan(_context: Context, release: Release) -> Finding:
 
 def qa_sign_off(_context: Context, release: Release) -> Finding:
     """QA says so."""
-    staging = _latest(release, "staging_healthy")
+    staging = evidence.find(_ops(), release.run, "staging_healthy")
     return _asks(
         "qa_sign_off",
         {
@@ -101,7 +94,7 @@ def qa_sign_off(_context: Context, release: Release) -> Finding:
 
 def rollback_plan_agreed(_context: Context, release: Release) -> Finding:
     """The owner says so."""
-    plan = _latest(release, "rollback_plan")
+    plan = evidence.find(_ops(), release.run, "rollback_plan")
     return _asks(
         "rollback_plan_agreed",
         {
@@ -198,11 +191,24 @@ def deploy(_context: Context, release: Release) -> Finding:
 
 
 def _fenced(release: Release) -> list[Term]:
-    """The terms that have to be ours right before the POST. Raises LeaseLost."""
+    """The terms that have to be ours right before the POST.
+
+    Raises LeaseLost; NotFound, GateClosed without a try to stop orders and a backup after it, whatever was marked as
+    success.
+    """
     terms = [_release_term(release)]
-    frozen = _latest(release, "freeze_orders")
-    posted = deploys.was_posted(_ops(), release)
-    if not posted and frozen and orders.are_stopped(frozen):
+    if deploys.was_posted(_ops(), release):
+        return terms
+    frozen = evidence.latest(_ops(), release.run, "freeze_orders")
+    backup = evidence.latest(_ops(), release.run, "final_backup")
+    if backup.verdict is not Verdict.PASS or backup.ended < frozen.ended:
+        raise GateClosed(
+            "there is no final backup",
+            expected="one after orders were stopped, or were tried to be",
+            found=f"{backup.verdict} at {show(backup.ended)}, orders {show(frozen.ended)}",
+            remedy="clear freeze_orders and what comes after it",
+        )
+    if orders.are_stopped(frozen):
         terms.append(orders.require_frozen(_ops(), release))
     return terms
 
@@ -224,7 +230,7 @@ def smoke(_context: Context, release: Release) -> Finding:
 def rollback(_context: Context, release: Release) -> Finding:
     """The previous commit runs, and is healthy."""
     settings, doors = config.load().release, _doors(release)
-    terms, migrations = [_release_term(release)], _latest(release, "migrations_tested")
+    terms, migrations = [_release_term(release)], evidence.find(_ops(), release.run, "migrations_tested")
     found = deploys.roll_back(_ops(), release, doors, settings, terms, migrations, _log.info)
     if found.verdict is Verdict.PASS and (wrong := smokes.healthy_in_a_row(doors.asks)):
         return Finding(Verdict.FAIL, {**found.measured, **wrong}, "the previous commit is not well either: look now")
@@ -271,7 +277,7 @@ def _name(conn_id: str, release: Release) -> str:
 
 def features_confirmed(_context: Context, release: Release) -> Finding:
     """Support says so, with the order and the refund that were made before them."""
-    smoke, health = _latest(release, "smoke"), _latest(release, "health")
+    smoke, health = evidence.find(_ops(), release.run, "smoke"), evidence.find(_ops(), release.run, "health")
     return _asks(
         "features_confirmed",
         {

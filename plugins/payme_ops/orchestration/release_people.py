@@ -10,7 +10,6 @@ from airflow.sdk import Context
 from payme_ops.foundation import evidence, mail
 from payme_ops.foundation import settings as config
 from payme_ops.foundation.clock import show
-from payme_ops.foundation.errors import NotFound
 from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, passed
 from payme_ops.orchestration import alerting, connections
 from payme_ops.orchestration.doors import run_name
@@ -48,7 +47,7 @@ def team_notified(context: Context, release: Release) -> Finding:
     """Slack has taken the announcement of the window, once. While it does not, support gets it by mail, and a person
     says whether the team knows.
     """
-    told = _latest(release, "team_notified")
+    told = evidence.find(_ops(), release.run, "team_notified")
     if told is not None and told.verdict is Verdict.PASS:
         return passed(told.measured)
     what, why, todo = f"Maintenance window: {_title(release)}", _words(release), "Say in this thread what is against it"
@@ -67,7 +66,7 @@ def team_notified(context: Context, release: Release) -> Finding:
 
 def _mailed(context: Context, release: Release, subject: str, text: str) -> Evidence:
     """The way round Slack, once, with evidence of its own."""
-    before = _latest(release, MAILED)
+    before = evidence.find(_ops(), release.run, MAILED)
     if before is not None and before.verdict is Verdict.PASS:
         return before
     check = Check(MAILED, "handed over to the mail server", "mail", lambda: _mail(release, subject, text))
@@ -107,13 +106,6 @@ def _words(release: Release) -> str:
             " Orders that were placed before are carried out.",
         ]
     )
-
-
-def _latest(release: Release, item: str) -> Evidence | None:
-    try:
-        return evidence.latest(_ops(), release.run, item)
-    except NotFound:
-        return None
 
 
 def _ops() -> str:

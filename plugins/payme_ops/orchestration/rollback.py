@@ -9,7 +9,7 @@ from payme_ops.backup.rollback import PLAN, STARTED, STOPPED, RestoreDesk
 from payme_ops.foundation import evidence, payme_api, settings
 from payme_ops.foundation.clock import show, utc_now
 from payme_ops.foundation.errors import NotApproved, NotFound, PaymeOpsError
-from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, passed
+from payme_ops.foundation.evidence import Check, Finding, Verdict, passed
 from payme_ops.foundation.stop import stoppable
 from payme_ops.orchestration import alerting, connections, notify
 from payme_ops.orchestration.approval import require_approval
@@ -106,9 +106,9 @@ def tell() -> None:
 
 
 def _left_to_do(context: Context, desk: RestoreDesk, run: str) -> list[str]:
-    if _latest(desk, run, STOPPED) is None:
+    if evidence.find(desk.ops, run, STOPPED) is None:
         return []  # nothing was stopped, nobody was told
-    started = _latest(desk, run, STARTED)
+    started = evidence.find(desk.ops, run, STARTED)
     if started is None or started.verdict is not Verdict.PASS:
         remedy = started.remedy if started else "start the application"
         return [remedy, "then tell the status page and support that it works again"]
@@ -128,7 +128,7 @@ def verdict(gate: str) -> None:
     """The run's colour: green only when the database was restored, the application is well, and nothing is left."""
     context = get_current_context()
     desk, run = _desk(), run_name(context)
-    left = _latest(desk, run, BY_HAND)
+    left = evidence.find(desk.ops, run, BY_HAND)
     if not rollback.swapped(desk, run):
         raise PaymeOpsError(
             "nothing was restored",
@@ -180,10 +180,3 @@ def _require_stopped(context: Context, desk: RestoreDesk) -> None:
         )
     if stopped.verdict is not Verdict.PASS:
         require_approval(context, gate="confirm_stopped", evidence_item=STOPPED)
-
-
-def _latest(desk: RestoreDesk, run: str, item: str) -> Evidence | None:
-    try:
-        return evidence.latest(desk.ops, run, item)
-    except NotFound:
-        return None

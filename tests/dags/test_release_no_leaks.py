@@ -131,6 +131,7 @@ def everything(day: Day, echo: Callable[[bool], None]) -> None:
         day.work("take_release")
         day.measure("autoscaling", "deployment")
         day.act("freeze_orders")
+    desk.keep("final_backup")
     day.act("deploy")
     assert desk.commit == commit_of("2.4.1")
     echo(True)

@@ -24,6 +24,7 @@ from tests.integration.test_airflow_api import Airflow, ended, entry, instance
 from tests.support import releases
 from tests.support.release_desk import FAILED, FREEZE, LEASE, Desk
 from tests.support.standins import StandIn, served
+from tests.support.waiting import eventually
 
 NEW, OLD = commit_of("2.4.1"), commit_of("2.4.0")
 ALONE = "nobody else answers the phone tonight"
@@ -204,9 +205,31 @@ def test_orders_that_could_not_be_stopped_stop_the_release(desk: Desk) -> None:
     desk.api.stand_in.fail(None)
     assert desk.takes_orders
     # Who clears the deploy alone, or marks the freeze as success, gets no further.
+    desk.keep("final_backup")
     with pytest.raises(GateClosed, match="orders are not stopped any more"):
         act(desk, "deploy")
     assert desk.posts == 0
+
+
+@pytest.mark.blocks("freeze_orders")
+@pytest.mark.blocks("final_backup")
+def test_a_freeze_or_a_backup_that_was_marked_as_success_lets_nothing_through(desk: Desk) -> None:
+    """Also where nobody can look marks up: the connection to Airflow's own API is not there."""
+    desk.go()
+    with pytest.raises(GateClosed, match="no usable evidence for freeze_orders"):
+        act(desk, "deploy")
+    older = desk.keep("final_backup")
+    eventually(lambda: utc_now() > older.ended, "the next second, the resolution of what is stored")
+    act(desk, "freeze_orders")
+    with pytest.raises(GateClosed, match="there is no final backup"):
+        act(desk, "deploy")  # it is older than the freeze
+    desk.keep("final_backup", FAILED)
+    with pytest.raises(GateClosed, match="there is no final backup"):
+        act(desk, "deploy")
+    assert (desk.posts, desk.commit) == (0, OLD)
+    desk.keep("final_backup")
+    act(desk, "deploy")
+    assert desk.posts == 1
 
 
 def test_orders_that_were_stopped_by_who_then_died_are_taken_again(desk: Desk) -> None:
@@ -250,7 +273,7 @@ def test_a_worker_that_is_killed_after_the_post_posts_nothing_again(desk: Desk) 
         raise KeyboardInterrupt
 
     desk.go()
-    act(desk, "freeze_orders")
+    desk.stop_orders()
     with desk.monkeypatch.context() as patch:
         patch.setattr(deploy, "_read_back", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -266,7 +289,7 @@ def test_a_worker_that_is_killed_after_the_post_posts_nothing_again(desk: Desk) 
 def test_an_api_that_hangs_is_not_waited_for(desk: Desk) -> None:
     assert http.CONNECT_SECONDS + http.READ_SECONDS <= 30
     desk.go()
-    act(desk, "freeze_orders")
+    desk.stop_orders()
     desk.api.control(fault="hang")
     with desk.monkeypatch.context() as patch:
         patch.setattr(http, "READ_SECONDS", 0.2)
@@ -327,8 +350,8 @@ def test_what_is_not_well_goes_back_once(desk: Desk, item: str, kept: Any) -> No
 @pytest.mark.blocks("rollback")
 def test_without_a_rehearsal_a_person_is_paged_instead(desk: Desk) -> None:
     desk.go()
-    for name in ("freeze_orders", "deploy"):
-        act(desk, name)
+    desk.stop_orders()
+    act(desk, "deploy")
     desk.keep("migrations_tested", Finding(Verdict.INCONCLUSIVE, {"rollback_safe": False}, "no way down"))
     desk.keep("smoke", FAILED)
     with pytest.raises(AirflowSkipException):
@@ -560,7 +583,8 @@ def test_killed_after_freezing_without_a_word_orders_are_taken_again(desk: Desk,
 def test_deployed_and_well_orders_are_taken_and_the_rest_is_for_the_watch(desk: Desk) -> None:
     desk.go()
     fix_autoscaling(desk)
-    for name in ("freeze_orders", "deploy", "smoke"):
+    desk.stop_orders()
+    for name in ("deploy", "smoke"):
         act(desk, name)
     settle(desk)
     assert endings(desk) is None
@@ -599,8 +623,8 @@ def test_without_one_confirmation_it_is_not_green(desk: Desk, missing: str) -> N
 def test_rolled_back_is_red_with_a_record_and_a_draft(desk: Desk) -> None:
     desk.go()
     fix_autoscaling(desk)
-    for name in ("freeze_orders", "deploy"):
-        act(desk, name)
+    desk.stop_orders()
+    act(desk, "deploy")
     desk.keep("smoke", FAILED)
     with pytest.raises(AirflowSkipException):
         settle(desk)

@@ -151,9 +151,15 @@ class Desk:
     def deployed(self) -> None:
         """Go, orders stopped, deployed: every task until then."""
         self.go()
-        for name in ("freeze_orders", "deploy"):
-            self.begin(name)
-            release.act(name)
+        self.stop_orders()
+        self.begin("deploy")
+        release.act("deploy")
+
+    def stop_orders(self) -> None:
+        """Orders stopped, and a backup after it, which nobody waits for here."""
+        self.begin("freeze_orders")
+        release.act("freeze_orders")
+        self.keep("final_backup")
 
     # -- how it stands
 

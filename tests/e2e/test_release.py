@@ -1,11 +1,14 @@
 """Releases from the form to the signed record: a green one, a rejected, a bad one, and one whose worker is killed."""
 
+import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ import pytest
 from payme_ops.foundation import evidence, record
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.objectstore import Bucket
-from sandbox import airflow, s3, world
+from sandbox import airflow, postgres, s3, world
 from sandbox.builds import commit_of
 from sandbox.http import call
 from tests.e2e.conftest import PARSED_WITHIN_SECONDS, Desk
@@ -240,3 +243,28 @@ def seen(release: Release) -> dict[str, evidence.Evidence]:
     """Its evidence as soon as there is a release."""
     release.left()
     return release.found if release.id else {}
+
+
+def test_no_token_is_anywhere(busy_desk: Desk) -> None:
+    """Neither in logs nor in what Airflow (rendered fields, XCom, the event log) and the desk keep, or people see."""
+    desk = busy_desk
+    tokens = {
+        *(f"{name}.{token}" for name in ("payme_api", "payme_api_staging") for token in ("token", "deploy_token")),
+        *("code_host.token", "status_page.key", "slack.token", "airflow.auditor", "payme_api.encryption_key"),
+    }
+    secrets = [desk.world.secrets[name] for name in tokens]
+    places = {path.name: path.read_text(errors="replace") for path in logs(desk)}
+    for database, role in (("airflow", "airflow"), ("payme_ops", "payme_ops")):
+        command = [str(postgres.wheel_bin_dir() / "pg_dump"), "--data-only", desk.world.conninfo(role, database)]
+        places[database] = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    places["slack"], places["sentry"] = json.dumps(desk.slack()), json.dumps(desk.sentry())
+    assert "freeze_orders" in places["airflow"]
+    assert "freeze_orders" in places["payme_ops"]
+    assert {name for name, text in places.items() if any(secret in text for secret in secrets)} == set()
+
+
+def logs(desk: Desk) -> list[Path]:
+    """Of tasks and triggers, and of Airflow's processes."""
+    found = [path for folder in ("airflow/logs", "logs") for path in (desk.world.root / folder).rglob("*.log*")]
+    assert any("deploy" in str(path) for path in found)
+    return [path for path in found if path.is_file()]

@@ -27,8 +27,8 @@ tour: setup  ## one step of docs/tour.md: make tour STEP=1
 test: setup  ## the tests, under 15 minutes
 	$(python) -m pytest -m "not long" -n 2 --dist loadfile $(ARGS)
 
-test-long: setup  ## the rest: whole DAGs in a real Airflow, every mutant of the drill
-	$(python) -m pytest -m long $(ARGS)
+test-long: setup  ## the rest: whole DAGs in a real Airflow, every mutant of the drill, what takes long
+	$(python) -m pytest -m long -n 2 --dist loadfile $(ARGS)
 
 test-unit: setup  ## the tests that need no services, in seconds
 	$(python) -m pytest tests/unit $(ARGS)

@@ -40,6 +40,12 @@ _NOT_FOR_TASKS = (
     "PAYME_OPS__WATCHDOG__API_TOKEN_FILE",
     "PAYME_OPS__WATCHDOG__STAGING_API_TOKEN_FILE",
 )
+# Two hours of watching take a minute here, and half an hour of looking before it as long.
+_QUICK = {
+    "PAYME_OPS__RELEASE__SAMPLE_SECONDS": "1",
+    "PAYME_OPS__RELEASE__BASELINE_SAMPLES": "55",
+    "PAYME_OPS__RELEASE__WATCH_MINUTES": "1",
+}
 
 
 def environment(world: World, *, dags: Path = PROJECT / "dags") -> dict[str, str]:
@@ -95,6 +101,7 @@ def environment(world: World, *, dags: Path = PROJECT / "dags") -> dict[str, str
     tasks = {name: value for name, value in world.env.items() if name not in _NOT_FOR_TASKS}
     return {
         **tasks,
+        **_QUICK,
         "AIRFLOW_HOME": str(home),
         **{
             f"AIRFLOW__{section.upper()}__{name.upper()}": str(value)

@@ -404,10 +404,6 @@ def _settings(root: Path, keys: Path) -> dict[str, str]:
         "PAYME_OPS__ALERT__OWNER": "PayMe on call (sandbox)",
         "PAYME_OPS__NOTIFY__SUPPORT_EMAIL": SUPPORT_EMAIL,
         "PAYME_OPS__RELEASE__TEST_MERCHANT": payme_api.TEST_MERCHANT,
-        # Two hours of watching take a minute here, and half an hour of looking before it as long.
-        "PAYME_OPS__RELEASE__SAMPLE_SECONDS": "1",
-        "PAYME_OPS__RELEASE__BASELINE_SAMPLES": "55",
-        "PAYME_OPS__RELEASE__WATCH_MINUTES": "1",
     }
 
 

@@ -20,6 +20,8 @@ from sandbox.sentry import issue_of
 from sandbox.supervisor import Supervisor
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.long
+
 PHONE, SECRET = "+254712000111", "xoxb-never-to-be-seen"
 TOLD = ("raises_every_try", "fails_fast", "is_killed", "two_fail", "cannot_render")
 DAGS = (*TOLD, "heals", "has_no_callback")

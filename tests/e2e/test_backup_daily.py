@@ -87,6 +87,7 @@ def test_the_scheduled_run_is_planned_for_two_in_nairobi(desk: Desk) -> None:
     assert planned.endswith("T23:00:00Z")  # 02:00 EAT
 
 
+@pytest.mark.long
 def test_a_run_older_than_the_newest_snapshot_skips_and_says_why(desk: Desk) -> None:
     desk.run()
     first = desk.api.trigger(DAG)
@@ -175,6 +176,7 @@ def table_held(desk: Desk) -> Iterator[None]:
         connection.rollback()
 
 
+@pytest.mark.long
 def test_a_task_killed_once_is_tried_again_and_succeeds(desk: Desk) -> None:
     desk.supervisor.until(partial(desk.api.busy, DAG), DAG, RUN_WITHIN_SECONDS)
     with table_held(desk):
@@ -188,6 +190,7 @@ def test_a_task_killed_once_is_tried_again_and_succeeds(desk: Desk) -> None:
     assert leftovers(desk) == NOTHING
 
 
+@pytest.mark.long
 def test_a_task_killed_every_time_still_pages_once(desk: Desk) -> None:
     """A killed task's own callback never runs: the alert comes from the DAG level."""
     desk.supervisor.until(partial(desk.api.busy, DAG), DAG, RUN_WITHIN_SECONDS)
@@ -211,6 +214,7 @@ def test_a_task_killed_every_time_still_pages_once(desk: Desk) -> None:
     assert leftovers(desk) == NOTHING
 
 
+@pytest.mark.long
 def test_commit_refuses_without_the_evidence_of_read_back(desk: Desk) -> None:
     """Marking a task as success in the UI does not make a backup of what was never read back."""
     run, state = desk.run()
@@ -228,6 +232,7 @@ def test_commit_refuses_without_the_evidence_of_read_back(desk: Desk) -> None:
     assert newest(desk) == before
 
 
+@pytest.mark.long
 def test_airflow_and_shell_at_once_make_one_dump(desk: Desk) -> None:
     """The shell finds the lease held and says by which run."""
     desk.supervisor.until(partial(desk.api.busy, DAG), DAG, RUN_WITHIN_SECONDS)

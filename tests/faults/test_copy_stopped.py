@@ -11,6 +11,8 @@ from tests.support.proxy import Proxy
 from tests.support.verdicts import judge
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.long
+
 ARCHIVE = "archive.dump.age"
 # Stage; the request that it is caught at, the number of that one; whether the store has done it; copies afterwards.
 STAGES = {

@@ -16,6 +16,8 @@ from tests.support.installation import Installation, quiet
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.long
+
 ARCHIVE = "archive.dump.age"
 COMMANDS = {
     "restore test": ("backup", "restore-test", "latest"),

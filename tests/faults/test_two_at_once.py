@@ -11,6 +11,8 @@ from payme_ops.foundation.errors import LeaseHeld, PaymeOpsError
 from tests.support.installation import Installation, quiet
 from tests.support.proxy import Proxy
 
+pytestmark = pytest.mark.long
+
 
 def test_the_second_names_the_first_and_touches_nothing(installation: Installation, proxy: Proxy) -> None:
     held = proxy.hold("POST", "archive.dump.age?uploads", done_upstream=True)

@@ -18,6 +18,8 @@ from tests.support.installation import Installation, quiet
 from tests.support.ops import database
 from tests.support.traffic import repeated
 
+pytestmark = pytest.mark.long
+
 ROUNDS = 20
 _numbers = itertools.count(1)
 

@@ -20,6 +20,8 @@ from sandbox.payme_db import generate
 from tests.support import document
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.long
+
 BLOCKS = document.blocks("first-run.md")
 BUCKET, REGION = "payme-first-run", "af-south-1"
 COPY_BUCKET, COPY_REGION = "payme-first-run-dr", "eu-west-1"

@@ -17,6 +17,8 @@ from payme_ops.foundation.evidence import Verdict
 from tests.support.installation import Installation, quiet
 from tests.support.opening import schema_of
 
+pytestmark = pytest.mark.long
+
 _numbers = itertools.count(1)
 
 OBJECTS = (Path(__file__).parent / "every_kind_of_object.sql").read_text()

@@ -12,6 +12,8 @@ from tests.support import phones as databases
 from tests.support.site import Site
 from tests.support.strikes import Midst, strike_midst
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def ground(site: Site) -> Iterator[Ground]:

@@ -1,10 +1,14 @@
 """The rehearsal: every step and every undo under traffic; a fault in any of them is red and named."""
 
+import pytest
+
 from payme_ops.foundation.evidence import Evidence, Verdict, plain
 from payme_ops.migration import rehearsal
 from payme_ops.migration.steps import STEPS
 from tests.support.installation import quiet
 from tests.support.phones import Phones
+
+pytestmark = pytest.mark.long
 
 
 def rehearse(phones: Phones) -> dict[str, Evidence]:

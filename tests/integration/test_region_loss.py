@@ -10,6 +10,8 @@ from payme_ops.backup.manifest import Manifest
 from tests.support.installation import Installation, quiet
 from tests.support.proxy import proxy_before
 
+pytestmark = pytest.mark.long
+
 Lose = Callable[[Installation, str, ExitStack], None]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 from payme_ops.backup import restore, truth
 from payme_ops.foundation.clock import key_stamp, parse_key_stamp
@@ -15,6 +16,8 @@ from payme_ops.foundation.objectstore import Bucket
 from sandbox import postgres
 from tests.support import document
 from tests.support.installation import Installation, quiet
+
+pytestmark = pytest.mark.long
 
 PAGE = "restore-by-hand.md"
 BLOCKS = document.blocks(PAGE)

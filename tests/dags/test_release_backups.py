@@ -54,7 +54,12 @@ DOWN = "DROP INDEX n;\n--> statement-breakpoint\nALTER TABLE users DROP nickname
 @pytest.fixture
 def code_host(installation: Installation, tmp_path: Path) -> Iterator[StandIn]:
     with standins.served(stand_in.make_server, tmp_path / "code_host.jsonl") as running:
-        connection = {"conn_type": "http", "host": running.url, "password": "t", "extra": {"repository": "payme/api"}}
+        connection = {
+            "conn_type": "http",
+            "host": running.url,
+            "password": "token-of-the-host",
+            "extra": {"repository": "payme/api"},
+        }
         installation.set_all({"AIRFLOW_CONN_PAYME_CODE_HOST": json.dumps(connection)})
         yield running
 

@@ -26,9 +26,30 @@ from tests.support.waiting import eventually
 URL, TOKEN = os.environ.get("PAYME_API_URL", ""), os.environ.get("PAYME_API_TOKEN", "")
 
 
+DATABASE = "payme_api"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _database(site: Site) -> Iterator[None]:
+    """A copy of PayMe's database for the application to write to: other tests count on theirs."""
+
+    def copied() -> bool:
+        with site.admin("postgres") as admin:
+            try:
+                admin.execute(f"CREATE DATABASE {DATABASE} TEMPLATE payme OWNER payme_owner")
+            except psycopg.errors.ObjectInUse:
+                return False
+        return True
+
+    eventually(copied, "nobody in the template")
+    yield
+    with site.admin("postgres") as admin:
+        admin.execute(f"DROP DATABASE {DATABASE} WITH (FORCE)")
+
+
 @pytest.fixture
 def served(site: Site, tmp_path: Path) -> Iterator[tuple[StandIn, PaymeApi]]:
-    with payme_api_stand_in(tmp_path, site.world.conninfo("payme_app", "payme")) as running:
+    with payme_api_stand_in(tmp_path, site.world.conninfo("payme_app", DATABASE)) as running:
         yield running
 
 
@@ -44,7 +65,7 @@ def stand_in(served: tuple[StandIn, PaymeApi]) -> StandIn:
 
 
 def sessions(site: Site) -> int:
-    with site.admin() as admin:
+    with site.admin(DATABASE) as admin:
         row = admin.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = 'payme_app'").fetchone()
     assert row
     return int(row[0])
@@ -183,7 +204,7 @@ def test_started_it_writes_and_stopped_it_has_no_session(site: Site, served: tup
 
 def test_its_health_is_red_when_users_is_not_there(site: Site, served: tuple[StandIn, PaymeApi]) -> None:
     _, api = served
-    with site.admin() as admin:
+    with site.admin(DATABASE) as admin:
         admin.execute("ALTER TABLE users RENAME TO users_away")
         try:
             found = payme_api.health(api)
@@ -208,7 +229,7 @@ def test_its_metrics_count_what_the_database_refused(site: Site, served: tuple[S
     _, api = served
     eventually(lambda: sessions(site) > 0, "its sessions")
     assert errors(api) == {}
-    with site.admin() as admin:
+    with site.admin(DATABASE) as admin:
         admin.execute("REVOKE INSERT ON transactions FROM payme_app")
         try:
             eventually(lambda: errors(api).get("42501", 0) > 1, "errors of its traffic")
@@ -232,7 +253,7 @@ def test_its_metrics_end_with_the_process(served: tuple[StandIn, PaymeApi]) -> N
 
 
 def test_it_remembers_that_it_was_stopped(site: Site, tmp_path: Path) -> None:
-    conninfo = site.world.conninfo("payme_app", "payme")
+    conninfo = site.world.conninfo("payme_app", DATABASE)
     with payme_api_stand_in(tmp_path, conninfo) as (_, api):
         payme_api.start(api, "2.3.1")
         payme_api.stop(api)

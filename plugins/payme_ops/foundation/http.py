@@ -18,6 +18,7 @@ from payme_ops.foundation.scrub import SECRET
 
 CONNECT_SECONDS, READ_SECONDS = 5.0, 20.0
 _MAX_BYTES = 1_000_000
+_MIN_TOKEN = 8
 _pool = urllib3.PoolManager(retries=False)
 
 
@@ -75,7 +76,8 @@ def call(
         answer.close()
         raise _away(service, method, url, f"more than {_MAX_BYTES} bytes")
     # Some services quote a token that they refuse; without the word before it nothing would tell that it is one.
-    if token := authorization.rpartition(" ")[2]:
+    # What is shorter is no token, and would be taken out of every word.
+    if len(token := authorization.rpartition(" ")[2]) >= _MIN_TOKEN:
         data = data.replace(token.encode(), SECRET.encode())
     try:
         found = json.loads(data)

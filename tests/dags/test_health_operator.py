@@ -18,12 +18,13 @@ from payme_ops.foundation import opsdb, samples
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import GateClosed, Unavailable
 from payme_ops.foundation.health import State
-from payme_ops.orchestration import health
+from payme_ops.orchestration import triggers
 from payme_ops.orchestration.health import HealthOperator, HealthTrigger
 from sandbox import postgres
 from sandbox.builds import commit_of
 from sandbox.standin import Answer, Request, Server
 from tests.support import releases, standins
+from tests.support.ops import connection
 from tests.support.releases import Api
 
 
@@ -36,10 +37,8 @@ def cluster() -> Iterator[postgres.Cluster]:
 
 @pytest.fixture
 def ops(cluster: postgres.Cluster, monkeypatch: pytest.MonkeyPatch) -> str:
-    connection = {"conn_type": "postgres", "host": "127.0.0.1", "port": cluster.port, "schema": "postgres"}
-    connection |= {"login": cluster.superuser, "password": cluster.password}
-    monkeypatch.setenv("AIRFLOW_CONN_PAYME_OPS_DB", json.dumps(connection))
-    monkeypatch.setattr(health, "FIRST_SECONDS", 0.0)
+    monkeypatch.setenv("AIRFLOW_CONN_PAYME_OPS_DB", json.dumps(connection(cluster)))
+    monkeypatch.setattr(triggers, "FIRST_SECONDS", 0.0)
     return cluster.conninfo()
 
 

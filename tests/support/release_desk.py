@@ -20,12 +20,13 @@ from payme_ops.foundation.approvals import APPROVE
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.evidence import Evidence, Finding, Verdict, passed
 from payme_ops.foundation.lease import Term
-from payme_ops.orchestration import health, release, watching
+from payme_ops.orchestration import release, triggers
 from payme_ops.release import checklist, deploy, orders, smoke
 from payme_ops.release.checklist import GATES, PREPARED
 from payme_ops.release.request import Release
 from tests.support import releases
 from tests.support.installation import Installation
+from tests.support.ops import connection
 from tests.support.releases import API_TOKEN, DEPLOY_TOKEN, SETTINGS, Api
 from tests.support.standins import StandIn, mail_stand_in, sentry_stand_in, slack_stand_in, status_page_stand_in
 
@@ -212,8 +213,7 @@ def at_work(
         airflow = Airflow({f"{dag}/{made.id}" for dag in ("deployment", "post_deployment")})
         monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", airflow, raising=False)
         desk = Desk(ops, installation, made, api, slack, page, airflow, folder, monkeypatch, stack)
-        database = {"host": "127.0.0.1", "port": cluster.port, "login": cluster.superuser}
-        desk.connect("ops_db", conn_type="postgres", schema="ops_test", password=cluster.password, **database)
+        desk.connect("ops_db", **connection(cluster, "ops_test"))
         desk.connect("slack", conn_type="slack", password=SLACK_TOKEN, extra={"base_url": f"{slack.url}/api/"})
         page_id = {"page_id": "payme"}
         desk.connect("status_page", conn_type="http", host=page.url, password=STATUS_KEY, extra=page_id)
@@ -231,7 +231,7 @@ def at_work(
 
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """How long anybody waits between two looks is not what is tested."""
-    for module in (health, watching, release):
+    for module in (triggers, release):
         monkeypatch.setattr(module, "FIRST_SECONDS", 0.0)
     for module in (deploy, orders):
         monkeypatch.setattr(module, "_POLL_SECONDS", 0.05)

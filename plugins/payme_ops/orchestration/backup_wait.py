@@ -18,7 +18,8 @@ from payme_ops.foundation.clock import show, utc_now
 from payme_ops.foundation.errors import GateClosed, LeaseLost, Unavailable
 from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, failed, passed, plain
 from payme_ops.foundation.lease import Term
-from payme_ops.orchestration import connections, release
+from payme_ops.orchestration import release
+from payme_ops.orchestration.connections import ops_db
 from payme_ops.orchestration.doors import catalogue, run_name
 from payme_ops.orchestration.release_backups import BACKUP_DAG
 from payme_ops.release import orders
@@ -31,10 +32,6 @@ ITEM, FROZEN = "final_backup", "freeze_orders"
 _POLL_SECONDS = 10.0
 
 
-def _ops() -> str:
-    return connections.conninfo("payme_ops_db")
-
-
 def conclude(context: Context, backup_run: str) -> bool:
     """Whether it is over, then with evidence. Raises GateClosed when there is no such backup, and none will come.
 
@@ -42,7 +39,7 @@ def conclude(context: Context, backup_run: str) -> bool:
     when nobody has tried to stop orders.
     """
     mine = release.of(context)
-    frozen = evidence.latest(_ops(), mine.run, FROZEN)
+    frozen = evidence.latest(ops_db(), mine.run, FROZEN)
     _terms(mine, frozen)
     finding = _judge(backup_run, frozen)
     if finding is None:
@@ -50,7 +47,7 @@ def conclude(context: Context, backup_run: str) -> bool:
     item = ITEMS[ITEM]
     check = Check(item.name, item.expected, f"release {mine.id}", lambda: finding)
     found = evidence.run_check(check, actor=run_name(context))
-    evidence.record(_ops(), mine.run, [found])
+    evidence.record(ops_db(), mine.run, [found])
     _log.info("%s: %s %s %s", found.item, found.verdict, plain(found.measured), found.remedy)
     if found.verdict is not Verdict.PASS:
         raise GateClosed(
@@ -65,7 +62,7 @@ def conclude(context: Context, backup_run: str) -> bool:
 def plan(context: Context, backup_run: str) -> dict[str, Any]:
     """What the trigger is told: the run, the terms to renew, and until when. The same however often it is begun."""
     mine = release.of(context)
-    frozen = evidence.latest(_ops(), mine.run, FROZEN)
+    frozen = evidence.latest(ops_db(), mine.run, FROZEN)
     return {"backup_run": backup_run, "terms": _terms(mine, frozen), "until": _until(frozen).isoformat()}
 
 
@@ -79,8 +76,8 @@ def _terms(mine: Release, frozen: Evidence) -> list[list[Any]]:
     taken = release.take(mine)
     terms: list[list[Any]] = [[taken.name, taken.token, release.RELEASE_TTL.total_seconds()]]
     if orders.are_stopped(frozen):
-        freeze, seconds = orders.require_frozen(_ops(), mine), settings.load().release.freeze_seconds
-        lease.renew_term(_ops(), freeze, timedelta(seconds=seconds))
+        freeze, seconds = orders.require_frozen(ops_db(), mine), settings.load().release.freeze_seconds
+        lease.renew_term(ops_db(), freeze, timedelta(seconds=seconds))
         terms.append([freeze.name, freeze.token, seconds])
     return terms
 
@@ -90,7 +87,7 @@ def look(backup_run: str, terms: list[list[Any]], until: str) -> float | None:
     try:
         for name, token, seconds in terms:
             renewed = Term(name, "the final backup", token, utc_now(), utc_now())
-            lease.renew_term(_ops(), renewed, timedelta(seconds=seconds))
+            lease.renew_term(ops_db(), renewed, timedelta(seconds=seconds))
         state = run_state(backup_run)
         _log.info("%s %s: %s", BACKUP_DAG, backup_run, state or "not over")
         if state:
@@ -125,7 +122,7 @@ def run_state(backup_run: str) -> str:
 
 def _before(backup_run: str) -> str:
     """Another run that dumps the database now: it is waited for. Raises DatabaseUnavailable."""
-    holder = lease.peek(_ops(), f"snapshot:{settings.load().backup.database}")
+    holder = lease.peek(ops_db(), f"snapshot:{settings.load().backup.database}")
     if holder is None or holder.holder == f"{BACKUP_DAG}/{backup_run}":
         return ""
     return f"{holder.holder} since {show(holder.since)}"

@@ -49,6 +49,11 @@ def conninfo(conn_id: str) -> str:
     )
 
 
+def ops_db() -> str:
+    """The desk's own."""
+    return conninfo("payme_ops_db")
+
+
 def stores(conn_id: str, backup: "BackupSettings") -> "Stores":
     """The two buckets through one identity."""
     # Not at module level: alerts need `conninfo`, and must work where boto3 does not.
@@ -74,10 +79,15 @@ def deploy_api(environment: str) -> "PaymeApi | None":
     return _api("payme_deploy", environment)
 
 
+def named(conn_id: str, environment: str) -> str:
+    """The connection of that environment: production's has no addition."""
+    return conn_id if environment == "production" else f"{conn_id}_{environment}"
+
+
 def _api(conn_id: str, environment: str) -> "PaymeApi | None":
     from payme_ops.foundation.payme_api import PaymeApi
 
-    found = _optional(conn_id if environment == "production" else f"{conn_id}_{environment}")
+    found = _optional(named(conn_id, environment))
     return PaymeApi(_url(found), found.password or "") if found else None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from payme_ops.orchestration.health import FIRST_SECONDS
+from payme_ops.orchestration.triggers import FIRST_SECONDS
 from payme_ops.release.checklist import ITEMS
 
 

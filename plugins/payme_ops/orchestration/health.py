@@ -5,17 +5,12 @@ The provider's HTTP sensor was seen to ask 1,600 times in four seconds, and to h
 and the operator decides by what is stored, not by the event.
 """
 
-import asyncio
-from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.sdk import BaseOperator, Context
-from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-# An event within seconds of the deferral can meet the scheduler while it still takes in the deferral, and it then
-# fails the task (apache/airflow #72716, #71580).
-FIRST_SECONDS = 10.0
+from payme_ops.orchestration.triggers import RepeatedLook
 
 
 class HealthOperator(BaseOperator):
@@ -94,51 +89,7 @@ class HealthOperator(BaseOperator):
         return found.measured
 
 
-class HealthTrigger(BaseTrigger):
-    """Looks at /health until so many in a row were healthy, or the time is over; one event.
+class HealthTrigger(RepeatedLook):
+    """Looks at /health until so many in a row were healthy, or the time is over."""
 
-    It renews the terms (name, token, seconds) that it is told of.
-    """
-
-    def __init__(
-        self,
-        *,
-        environment: str,
-        subject: str,
-        commit: str,
-        uptime_below: float | None,
-        consecutive: int,
-        interval_seconds: float,
-        begun: str,
-        until: str,
-        terms: list[list[Any]],
-    ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.arguments: dict[str, Any] = {
-            "environment": environment,
-            "subject": subject,
-            "commit": commit,
-            "uptime_below": uptime_below,
-            "consecutive": consecutive,
-            "interval_seconds": interval_seconds,
-            "begun": begun,
-            "until": until,
-            "terms": terms,
-        }
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """How the triggerer makes it again; no secret is in it."""
-        return "payme_ops.orchestration.health.HealthTrigger", self.arguments
-
-    async def run(self) -> AsyncIterator[TriggerEvent]:
-        """One event, when it can be decided."""
-        from payme_ops.orchestration import looks
-
-        await asyncio.sleep(FIRST_SECONDS)
-        while True:
-            # The client waits for its socket: never in the event loop that all triggers share.
-            wait = await asyncio.to_thread(looks.health_once, **self.arguments)
-            if wait is None:
-                break
-            await asyncio.sleep(wait)
-        yield TriggerEvent({"subject": self.arguments["subject"]})  # type: ignore[no-untyped-call]
+    function = "health_once"

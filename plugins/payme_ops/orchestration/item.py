@@ -4,7 +4,7 @@ A failed item fails its task; what could not be measured parks it until another 
 Evidence and approvals are filed under the release, so the three DAGs share them.
 """
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import Context
@@ -12,10 +12,10 @@ from airflow.sdk.exceptions import DownstreamTasksSkipped
 
 from payme_ops.orchestration.approval import ApprovalGate
 from payme_ops.orchestration.health import HealthTrigger
+from payme_ops.orchestration.triggers import patience
 from payme_ops.orchestration.watching import LooksTrigger
 from payme_ops.release.checklist import ITEMS
 
-_SLACK = timedelta(minutes=10)  # of a deferral, beyond the time its trigger takes
 _ANY_TIME = timedelta(hours=4)  # of a question, until the settings are read
 
 
@@ -98,7 +98,7 @@ class LooksItem(ItemOperator):
             trigger=HealthTrigger(**plan),
             method_name="looked",
             kwargs={"begun": plan["begun"]},
-            timeout=datetime.fromisoformat(plan["until"]) - datetime.fromisoformat(plan["begun"]) + _SLACK,
+            timeout=patience(plan),
         )
 
     def looked(self, context: Context, event: Any, begun: str) -> Any:  # noqa: ARG002  # an event is only a hint
@@ -126,7 +126,7 @@ class WatchItem(ItemOperator):
         self.defer(
             trigger=LooksTrigger(**plan),
             method_name="watched",
-            timeout=datetime.fromisoformat(plan["until"]) - datetime.fromisoformat(plan["begun"]) + _SLACK,
+            timeout=patience(plan),
         )
 
     def watched(self, context: Context, event: Any) -> Any:  # noqa: ARG002  # an event is only a hint

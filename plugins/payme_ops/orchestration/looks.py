@@ -19,6 +19,7 @@ from payme_ops.foundation.samples import Sample
 from payme_ops.foundation.settings import ReleaseSettings
 from payme_ops.foundation.sql import load
 from payme_ops.orchestration import connections
+from payme_ops.orchestration.connections import ops_db
 from payme_ops.release import watch
 from payme_ops.release.watch import Limits
 
@@ -28,10 +29,6 @@ _BASELINE = timedelta(hours=24)
 # Of the looks, which are 30 s apart: Sentry is asked once a minute, and heard of by a sentinel every ten.
 _SENTRY_LOOKS, _SENTINEL_LOOKS = 2, 20
 _SENTRY_LATE = timedelta(minutes=5)  # what it counts of a minute may still grow
-
-
-def _ops() -> str:
-    return connections.conninfo("payme_ops_db")
 
 
 def health_once(
@@ -47,7 +44,8 @@ def health_once(
 ) -> float | None:
     """Look and store; how long to wait for the next look, None when it can be decided.
 
-    The uptime allowed grows with the time since the deploy, which `uptime_below` counts at `begun`.
+    The uptime allowed grows with the time since the deploy, which `uptime_below` counts at `begun`. Renews `terms`
+    (name, token, seconds).
     """
     now, first = utc_now(), datetime.fromisoformat(begun)
     api = connections.payme_api(environment)
@@ -57,8 +55,8 @@ def health_once(
     found = health.look(api.url, Expected(commit, allowed), now)
     sample = Sample(now, found.state, found.ms, {"why": found.why, "commit": found.commit})
     try:
-        samples.store(_ops(), subject, sample)
-        stored = samples.of(_ops(), subject, first, now + timedelta(seconds=1))
+        samples.store(ops_db(), subject, sample)
+        stored = samples.of(ops_db(), subject, first, now + timedelta(seconds=1))
         _renew(terms)
     except Unavailable as error:
         _log.warning("%s; looking again", error)
@@ -73,7 +71,7 @@ def health_once(
 
 def rule(subject: str, begun: datetime, consecutive: int) -> Finding:
     """What the stored looks come to: pass, fail when one of the last was unhealthy, else nobody could tell."""
-    found = samples.of(_ops(), subject, begun, utc_now() + timedelta(seconds=1))
+    found = samples.of(ops_db(), subject, begun, utc_now() + timedelta(seconds=1))
     if not found:
         return Finding(Verdict.INCONCLUSIVE, {"looks": 0}, "nobody could look: is the connection there?")
     states = [one.state for one in found]
@@ -100,18 +98,22 @@ def rule(subject: str, begun: datetime, consecutive: int) -> Finding:
 def watch_once(
     environment: str, subject: str, commit: str, begun: str, until: str, terms: list[list[Any]], judging: bool
 ) -> float | None:
-    """One look of the watch with everything beside it; how long to wait for the next, None when it is over."""
+    """One look of the watch with everything beside it; how long to wait for the next, None when it is over.
+
+    `judging`: a watch, which also asks Sentry and the database and ends with a breach. Renews `terms` (name, token,
+    seconds).
+    """
     started, now = time.monotonic(), utc_now()
     settings = config.load().release
     interval = float(settings.sample_seconds)
     first, last = datetime.fromisoformat(begun), datetime.fromisoformat(until)
     try:
-        stored = samples.of(_ops(), subject, first, now + timedelta(seconds=1))
+        stored = samples.of(ops_db(), subject, first, now + timedelta(seconds=1))
         if early := _early(stored, now, interval):  # it was started again
             return early if now + timedelta(seconds=early) <= last else None
         sample = _take(environment, commit, settings, stored, first, now, judging)
         interval = max(interval, _asked_to_wait(sample))
-        samples.store(_ops(), subject, sample)
+        samples.store(ops_db(), subject, sample)
         if not _renew(terms):
             return None
         if judging and verdict(subject, environment, first, last).verdict is Verdict.FAIL:
@@ -141,7 +143,7 @@ def _renew(terms: list[list[Any]]) -> bool:
     ours = True
     for name, token, seconds in terms:
         try:
-            lease.renew_term(_ops(), Term(name, "the watch", token, utc_now(), utc_now()), timedelta(seconds=seconds))
+            lease.renew_term(ops_db(), Term(name, "the watch", token, utc_now(), utc_now()), timedelta(seconds=seconds))
         except LeaseLost as error:
             _log.error("%s", error)
             ours = ours and not name.startswith("release:")
@@ -221,7 +223,7 @@ def verdict(subject: str, environment: str, begun: datetime, until: datetime) ->
         connections_percent=settings.connections_percent,
     )
     return watch.judge(
-        samples.of(_ops(), subject, begun, until + timedelta(minutes=1)),
+        samples.of(ops_db(), subject, begun, until + timedelta(minutes=1)),
         baseline(environment, begun),
         limits,
         begun=begun,
@@ -232,5 +234,5 @@ def verdict(subject: str, environment: str, begun: datetime, until: datetime) ->
 
 def baseline(environment: str, until: datetime) -> list[float]:
     """p95 in milliseconds of the healthy looks of the day before, stored under the environment's name."""
-    found = samples.of(_ops(), environment, until - _BASELINE, until)
+    found = samples.of(ops_db(), environment, until - _BASELINE, until)
     return [watch.time_of(one) for one in found if one.state is State.HEALTHY]

@@ -30,9 +30,10 @@ from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, pas
 from payme_ops.foundation.lease import Term
 from payme_ops.foundation.record import Record
 from payme_ops.foundation.settings import ReleaseSettings
-from payme_ops.orchestration import alerting, connections, looks, release_items, release_people
+from payme_ops.orchestration import alerting, looks, release_items, release_people
+from payme_ops.orchestration.connections import ops_db
 from payme_ops.orchestration.doors import catalogue, run_name
-from payme_ops.orchestration.health import FIRST_SECONDS
+from payme_ops.orchestration.triggers import FIRST_SECONDS
 from payme_ops.release import autoscaling, checklist, deploy, orders, postmortem, request
 from payme_ops.release.checklist import GATES, ITEMS
 from payme_ops.release.request import Environment, Release
@@ -51,16 +52,11 @@ _CLOCKS = timedelta(seconds=2)
 _NOT_BEFORE = timedelta(seconds=15)
 
 
-def ops() -> str:
-    """The ops database."""
-    return connections.conninfo("payme_ops_db")
-
-
 def of(context: Context) -> Release:
     """The release of this run. Raises NotFound: the run was not started by the DAG before it."""
     if context["dag_run"].dag_id == PRE:
-        return request.of_run(ops(), run_name(context))
-    return request.get(ops(), str(context["run_id"]))
+        return request.of_run(ops_db(), run_name(context))
+    return request.get(ops_db(), str(context["run_id"]))
 
 
 def _now() -> tuple[Context, Release]:
@@ -88,7 +84,7 @@ def thread(release: Release) -> str:
 def still_holds(context: Context, name: str) -> bool:
     """Whether the item's evidence is young enough, and passed or was approved."""
     release = of(context)
-    found = evidence.find(ops(), release.run, name)
+    found = evidence.find(ops_db(), release.run, name)
     if found is None or checklist.is_stale(ITEMS[name], found, _answer(release, name), utc_now()):
         _log.info("%s is measured again: %s", name, f"{found.verdict} at {show(found.ended)}" if found else "not there")
         return False
@@ -107,10 +103,17 @@ def measure(context: Context, name: str) -> Evidence:
     return _keep(release, evidence.run_check(check, actor=run_name(context)), context)
 
 
+def _conclude(context: Context, release: Release, name: str, finding: Finding, started: datetime) -> None:
+    """Keep a finding that is at hand. Raises as `measure`."""
+    expected, source = ITEMS[name].expected, f"release {release.id}"
+    made = evidence.conclude(name, finding, threshold=expected, actor=run_name(context), source=source, started=started)
+    _keep(release, made, context)
+
+
 def _keep(release: Release, found: Evidence, context: Context) -> Evidence:
     if _is_unanswered(found) and _is_tried_again(context):
         raise _unavailable(found)
-    evidence.record(ops(), release.run, [found])
+    evidence.record(ops_db(), release.run, [found])
     _log.info("%s: %s %s %s", found.item, found.verdict, plain(found.measured), found.remedy)
     if found.verdict in (Verdict.FAIL, Verdict.BYPASSED):
         raise GateClosed(
@@ -133,25 +136,24 @@ def _unavailable(found: Evidence) -> Unavailable:
 
 
 def _answer(release: Release, gate: str) -> Approval | None:
-    return approvals.latest(ops(), run=release.run, gate=gate)
+    return approvals.latest(ops_db(), run=release.run, gate=gate)
 
 
 def _found(release: Release) -> dict[str, Evidence]:
-    return checklist.newest(evidence.of_run(ops(), release.run))
+    return checklist.newest(evidence.of_run(ops_db(), release.run))
 
 
 def _answers(release: Release) -> dict[str, Approval]:
-    return {one.gate: one for one in approvals.of_run(ops(), release.run)}
+    return {one.gate: one for one in approvals.of_run(ops_db(), release.run)}
 
 
 def tell_answer(context: Context, gate: str) -> None:
     """Say in the release's thread who answered what."""
     release = of(context)
     answer, title = _answer(release, gate), context["task"].task_display_name
-    who = answer.responder if answer and answer.responder else "nobody in time"
     alerting.inform(
         context,
-        f"{title}: {answer.choice if answer and answer.choice else 'no answer'} by {who}",
+        f"{title}: {_said(answer)}",
         answer.reason if answer and answer.reason else "An answer to what was asked above.",
         "Nothing",
         good=True,
@@ -159,14 +161,17 @@ def tell_answer(context: Context, gate: str) -> None:
     )
 
 
+def _said(answer: Approval | None) -> str:
+    choice, who = (answer.choice, answer.responder) if answer else (None, "")
+    return f"{choice or 'no answer'} by {who or 'nobody in time'}"
+
+
 def rejected(context: Context, gate: str) -> GateClosed:
     """What a no, or no answer in time, is to the run."""
-    answer = _answer(of(context), gate)
-    who = answer.responder if answer and answer.responder else "nobody in time"
     return GateClosed(
         f"{gate} was not approved",
         expected="another person's yes",
-        found=f"{answer.choice if answer else 'no answer'} by {who}",
+        found=_said(_answer(of(context), gate)),
         remedy="what comes after it was not begun; clear it to ask again",
     )
 
@@ -182,7 +187,7 @@ def plan_looks(context: Context, name: str, consecutive: int) -> dict[str, Any]:
         # Before a release to staging itself another commit runs there.
         commit = commit if environment is Environment.PRODUCTION else ""
         environment = Environment.STAGING
-    elif done := deploy.intent(ops(), release, deploy.DEPLOY):
+    elif done := deploy.intent(ops_db(), release, deploy.DEPLOY):
         uptime_below = (begun - done.intended_at + _CLOCKS).total_seconds()
     interval = _settings().sample_seconds
     patience_seconds = max(60.0, _LOOKS_PATIENCE * consecutive * interval)
@@ -202,22 +207,7 @@ def plan_looks(context: Context, name: str, consecutive: int) -> dict[str, Any]:
 def conclude_looks(context: Context, name: str, begun: str, consecutive: int) -> None:
     """The evidence of those looks. Raises GateClosed."""
     release, first = of(context), datetime.fromisoformat(begun)
-    finding = looks.rule(f"{release.run}/{name}", first, consecutive)
-    made = evidence.conclude(
-        name,
-        finding,
-        threshold=ITEMS[name].expected,
-        actor=run_name(context),
-        source=f"release {release.id}",
-        started=first,
-    )
-    _keep(release, made, context)
-
-
-def baseline_seconds() -> float:
-    """How long it takes to see what is usual."""
-    settings = _settings()
-    return float(settings.baseline_samples * settings.sample_seconds)
+    _conclude(context, release, name, looks.rule(f"{release.run}/{name}", first, consecutive), first)
 
 
 def plan_baseline(context: Context) -> dict[str, Any] | None:
@@ -226,7 +216,8 @@ def plan_baseline(context: Context) -> dict[str, Any] | None:
     if (stored := len(looks.baseline(environment, begun))) >= MIN_BASELINE:
         _log.info("%d looks of the last day are stored", stored)
         return None
-    until = begun + timedelta(seconds=FIRST_SECONDS + baseline_seconds())
+    settings = _settings()
+    until = begun + timedelta(seconds=FIRST_SECONDS + settings.baseline_samples * settings.sample_seconds)
     plan = {"environment": environment, "subject": environment, "commit": "", "terms": [], "judging": False}
     return {**plan, "begun": begun.isoformat(), "until": until.isoformat()}
 
@@ -240,7 +231,12 @@ def plan_watch(context: Context) -> dict[str, Any]:
         first, minutes = utc_now() + timedelta(seconds=FIRST_SECONDS), _settings().watch_minutes
         times = {"begun": first.isoformat(), "until": (first + timedelta(minutes=minutes)).isoformat()}
         begun = evidence.keep(
-            ops(), release.run, "watch_begun", passed(times), threshold=f"{minutes:g} min", source=run_name(context)
+            ops_db(),
+            release.run,
+            "watch_begun",
+            passed(times),
+            threshold=f"{minutes:g} min",
+            source=run_name(context),
         )
     return {
         "environment": release.request.environment.value,
@@ -256,27 +252,18 @@ def plan_watch(context: Context) -> dict[str, Any]:
 def conclude_watch(context: Context) -> None:
     """The evidence of the watch. Raises GateClosed after a breach."""
     release = of(context)
-    begun = evidence.latest(ops(), release.run, "watch_begun")
+    begun = evidence.latest(ops_db(), release.run, "watch_begun")
     first, last = (datetime.fromisoformat(begun.measured[name]) for name in ("begun", "until"))
     found = looks.verdict(release.run, release.request.environment.value, first, last)
     remedy = "see what broke the limit; it is rolled back where that is safe: clear nothing" if found.rule else ""
-    finding = Finding(found.verdict, found.facts, "; ".join(found.open) or remedy)
-    made = evidence.conclude(
-        "watch",
-        finding,
-        threshold=ITEMS["watch"].expected,
-        actor=run_name(context),
-        source=f"release {release.id}",
-        started=first,
-    )
-    _keep(release, made, context)
+    _conclude(context, release, "watch", Finding(found.verdict, found.facts, "; ".join(found.open) or remedy), first)
 
 
 def _terms_to_renew(release: Release) -> list[list[Any]]:
     """The terms that are ours, as a trigger is told of them: name, token, seconds."""
-    found = [(lease.living_term(ops(), _lease(release)), RELEASE_TTL.total_seconds())]
+    found = [(lease.living_term(ops_db(), release.lease), RELEASE_TTL.total_seconds())]
     if release.request.resume_after_watch:  # else it may end at any moment
-        found.append((lease.living_term(ops(), orders.term_name(release)), float(_settings().freeze_seconds)))
+        found.append((lease.living_term(ops_db(), orders.term_name(release)), float(_settings().freeze_seconds)))
     return [[term.name, term.token, seconds] for term, seconds in found if term and term.holder == release.run]
 
 
@@ -295,9 +282,11 @@ def check_request() -> str:
             found="a run without a user",
             remedy="trigger it in the UI, or by the API with a person's token",
         )
-    made = request.create(ops(), run_name(context), requester, asked)
+    made = request.create(ops_db(), run_name(context), requester, asked)
     finding = passed(request.facts(made))
-    evidence.keep(ops(), made.run, "request", finding, threshold="a form that can be meant", source=run_name(context))
+    evidence.keep(
+        ops_db(), made.run, "request", finding, threshold="a form that can be meant", source=run_name(context)
+    )
     _log.info("release %s, asked for by %s", made.id, made.requester)
     alerting.inform(
         context,
@@ -343,11 +332,9 @@ def open_deployment() -> str:
 
 def collect() -> None:
     """The evidence of the go or no-go: request and checklist, as they stand now. Raises GateClosed."""
-    context, release = _now()
+    (context, release), begun = _now(), utc_now()
     finding = checklist.go_no_go(release, _found(release), _answers(release))
-    item = ITEMS["go_no_go"]
-    check = Check(item.name, item.expected, f"release {release.id}", lambda: finding)
-    _keep(release, evidence.run_check(check, actor=run_name(context)), context)
+    _conclude(context, release, "go_no_go", finding, begun)
 
 
 def _require_go(context: Context, release: Release) -> None:
@@ -355,8 +342,8 @@ def _require_go(context: Context, release: Release) -> None:
 
     Raises NotApproved, NotFound, Unavailable.
     """
-    shown = evidence.latest(ops(), release.run, "go_no_go")
-    answers = [approvals.require(ops(), run=release.run, gate=gate, digest=shown.sha256) for gate in GATES]
+    shown = evidence.latest(ops_db(), release.run, "go_no_go")
+    answers = [approvals.require(ops_db(), run=release.run, gate=gate, digest=shown.sha256) for gate in GATES]
     approvals.require_distinct(answers)
     if changed := checklist.changed_since(release, shown, _found(release)):
         raise NotApproved(
@@ -382,10 +369,6 @@ def _require_go(context: Context, release: Release) -> None:
         )
 
 
-def _lease(release: Release) -> str:
-    return f"release:{release.request.environment}"
-
-
 def take_release() -> None:
     """Nobody else deploys there, and no restore swaps, until this release is over. Raises LeaseHeld."""
     context, release = _now()
@@ -396,7 +379,7 @@ def take_release() -> None:
 
 def take(release: Release) -> Term:
     """The release's term of its environment, taken or renewed. Raises LeaseHeld."""
-    return lease.take_term(ops(), _lease(release), release.run, RELEASE_TTL)
+    return lease.take_term(ops_db(), release.lease, release.run, RELEASE_TTL)
 
 
 def act(name: str) -> None:
@@ -406,9 +389,9 @@ def act(name: str) -> None:
     GateClosed, Unavailable.
     """
     context, release = _now()
-    if not deploy.was_posted(ops(), release):  # after that nothing is begun, only seen to its end
+    if not deploy.was_posted(ops_db(), release):  # after that nothing is begun, only seen to its end
         _require_go(context, release)
-    with lease.keeping(ops(), [take(release)], RELEASE_TTL), _keeping_frozen(release):
+    with lease.keeping(ops_db(), [take(release)], RELEASE_TTL), _keeping_frozen(release):
         _do(context, name)
 
 
@@ -421,9 +404,9 @@ def _do(context: Context, name: str) -> None:
 
 def _keeping_frozen(release: Release) -> Any:
     """The freeze is renewed for the block, if it is ours."""
-    found = lease.living_term(ops(), orders.term_name(release))
+    found = lease.living_term(ops_db(), orders.term_name(release))
     ours = [found] if found and found.holder == release.run else []
-    return lease.keeping(ops(), ours, timedelta(seconds=_settings().freeze_seconds))
+    return lease.keeping(ops_db(), ours, timedelta(seconds=_settings().freeze_seconds))
 
 
 # -- during -----------------------------------------------------------------------------------------------------
@@ -435,7 +418,7 @@ def settle() -> None:
     Skipped, and the watch with it, when nothing was posted or nothing is left to watch.
     """
     context, release = _now()
-    if not deploy.was_posted(ops(), release):
+    if not deploy.was_posted(ops_db(), release):
         raise AirflowSkipException("nothing was deployed")
     bad = _not_well(release)
     if not bad:
@@ -460,7 +443,7 @@ def _roll_back(context: Context, release: Release, why: str) -> None:
 
     Raises Unavailable, LeaseHeld, LeaseLost while Airflow will try again: a minute's absence must not leave it there.
     """
-    if evidence.find(ops(), release.run, "rollback"):
+    if evidence.find(ops_db(), release.run, "rollback"):
         _log.error("%s, after a rollback: a person has to look", why)
         alerting.inform(context, f"{release.id}: not well after its rollback", why, "Look now", thread=thread(release))
         return
@@ -472,7 +455,7 @@ def _roll_back(context: Context, release: Release, why: str) -> None:
         thread=thread(release),
     )
     try:
-        with lease.keeping(ops(), [take(release)], RELEASE_TTL), _keeping_frozen(release):
+        with lease.keeping(ops_db(), [take(release)], RELEASE_TTL), _keeping_frozen(release):
             found = measure(context, "rollback")
     except PaymeOpsError as error:
         if isinstance(error, (Unavailable, LeaseHeld, LeaseLost)) and _is_tried_again(context):
@@ -496,15 +479,15 @@ def _roll_back(context: Context, release: Release, why: str) -> None:
 
 
 def _ends_here(context: Context, release: Release) -> bool:
-    if context["dag_run"].dag_id != DEPLOYMENT or not deploy.was_posted(ops(), release):
+    if context["dag_run"].dag_id != DEPLOYMENT or not deploy.was_posted(ops_db(), release):
         return True
-    return evidence.find(ops(), release.run, "rollback") is not None or bool(_not_well(release))
+    return evidence.find(ops_db(), release.run, "rollback") is not None or bool(_not_well(release))
 
 
 def resume_orders() -> None:
     """Take orders again, if this release has stopped them and they are not to stay stopped until the watch is over."""
     context, release = _now()
-    if not _ends_here(context, release) and release.request.resume_after_watch:
+    if _stay_stopped(context, release):
         _log.info("orders stay stopped until the watch is over, as the form asks")
         return
     if not _is_frozen(release):
@@ -513,16 +496,20 @@ def resume_orders() -> None:
     _do(context, "resume_orders")
 
 
+def _stay_stopped(context: Context, release: Release) -> bool:
+    return release.request.resume_after_watch and not _ends_here(context, release)
+
+
 def _is_frozen(release: Release) -> bool:
     """Whether this release has stopped orders, or may have, and nobody has seen them taken again since."""
-    term = lease.open_term(ops(), orders.term_name(release))
+    term = lease.open_term(ops_db(), orders.term_name(release))
     if term and term.holder == release.run:
         return True
     if term and term.holder.startswith("release/"):
         return False  # ours was ended; another release has stopped them since
     frozen, resumed = (
-        evidence.find(ops(), release.run, "freeze_orders"),
-        evidence.find(ops(), release.run, "resume_orders"),
+        evidence.find(ops_db(), release.run, "freeze_orders"),
+        evidence.find(ops_db(), release.run, "resume_orders"),
     )
     if frozen is None or not orders.are_stopped(frozen):
         return False
@@ -540,7 +527,9 @@ def restore_autoscaling() -> None:
 
 def _scaled(release: Release) -> Evidence | None:
     """That the limits may have been changed: the number was fixed, or somebody died after keeping them."""
-    return evidence.find(ops(), release.run, "autoscaling") or evidence.find(ops(), release.run, autoscaling.LIMITS)
+    return evidence.find(ops_db(), release.run, "autoscaling") or evidence.find(
+        ops_db(), release.run, autoscaling.LIMITS
+    )
 
 
 def close_status_page() -> None:
@@ -557,8 +546,8 @@ def keep_record() -> None:
     if not _ends_here(context, release):
         raise AirflowSkipException("post_deployment keeps it")
     word, now = outcome(release), utc_now()
-    numbered = evidence.numbered(ops(), release.run)
-    found, answers = tuple(one for _, one in numbered), approvals.of_run(ops(), release.run)
+    numbered = evidence.numbered(ops_db(), release.run)
+    found, answers = tuple(one for _, one in numbered), approvals.of_run(ops_db(), release.run)
     figures = postmortem.figures(found, answers)
     made = Record(
         kind=KIND,
@@ -581,7 +570,7 @@ def keep_record() -> None:
         home.put(f"{key.removesuffix('.json')}-post-mortem.md", draft.encode(), ContentType="text/markdown")
         _log.info("%s", draft)
     finding = passed({"outcome": word, "record": key})
-    evidence.keep(ops(), release.run, "record", finding, threshold="signed and kept", source=run_name(context))
+    evidence.keep(ops_db(), release.run, "record", finding, threshold="signed and kept", source=run_name(context))
 
 
 def _shown(one: Approval) -> dict[str, str]:
@@ -608,7 +597,7 @@ def tell_outcome() -> None:
             thread=thread(release),
         )
         return
-    kept, word = evidence.find(ops(), release.run, "record"), outcome(release)
+    kept, word = evidence.find(ops_db(), release.run, "record"), outcome(release)
     alerting.inform(
         context,
         f"{release.id}: {word}",
@@ -625,8 +614,11 @@ def verdict() -> None:
     Raises GateClosed.
     """
     context, release = _now()
-    found = _found(release)
-    left = [name for name in ("resume_orders", "autoscaling_restored") if not _is_undone(context, release, name)]
+    found, left = _found(release), []
+    if _is_frozen(release) and not _stay_stopped(context, release):
+        left.append("resume_orders")
+    if not _is_scaled_back(release):
+        left.append("autoscaling_restored")
     words = [f"{name} {found[name].verdict if name in found else 'not done'}" for name in left]
     if _ends_here(context, release):
         _end(release)
@@ -653,12 +645,9 @@ def has_begun(dag_id: str, release: Release) -> bool:
         raise Unavailable("Airflow does not say which runs there are", found=type(error).__name__) from None
 
 
-def _is_undone(context: Context, release: Release, name: str) -> bool:
-    """Whether what the release has stopped or fixed is as before, or is not due yet."""
-    if name == "resume_orders":
-        later = not _ends_here(context, release) and release.request.resume_after_watch
-        return later or not _is_frozen(release)
-    done, undone = _scaled(release), evidence.find(ops(), release.run, name)
+def _is_scaled_back(release: Release) -> bool:
+    """Whether the limits are as before, or were never changed."""
+    done, undone = _scaled(release), evidence.find(ops_db(), release.run, "autoscaling_restored")
     if done is None:
         return True
     told = undone is not None and undone.verdict is not Verdict.FAIL and not _is_unanswered(undone)
@@ -667,9 +656,9 @@ def _is_undone(context: Context, release: Release, name: str) -> bool:
 
 def _end(release: Release) -> None:
     """Another release may begin."""
-    found = lease.living_term(ops(), _lease(release))
+    found = lease.living_term(ops_db(), release.lease)
     if found and found.holder == release.run:
-        lease.end_term(ops(), found.name, found.token)
+        lease.end_term(ops_db(), found.name, found.token)
 
 
 RELEASED = "RELEASED"
@@ -680,7 +669,7 @@ def outcome(release: Release) -> str:
     found, answers = _found(release), _answers(release)
     if "rollback" in found:
         return "ROLLED BACK" if found["rollback"].verdict is Verdict.PASS else "ROLLBACK FAILED"
-    if not deploy.was_posted(ops(), release):
+    if not deploy.was_posted(ops_db(), release):
         return "NOT DEPLOYED"
     if _not_well(release):
         return "NOT WELL"
@@ -697,7 +686,7 @@ def outcome(release: Release) -> str:
 def open_post_deployment() -> None:
     """Refuse a run that no deployment has started, or before anything was posted."""
     _, release = _now()
-    if not deploy.was_posted(ops(), release):
+    if not deploy.was_posted(ops_db(), release):
         raise NotFound(
             f"release {release.id} was not deployed",
             expected="a run that deployment has started",
@@ -734,12 +723,15 @@ def _was_rolled_back_meanwhile(found: dict[str, Evidence]) -> bool:
 def settle_features() -> None:
     """Roll back when a person said that features do not work; nobody's answer rolls nothing back."""
     context, release = _now()
-    shown, answer = evidence.find(ops(), release.run, "features_confirmed"), _answer(release, "features_confirmed")
+    shown, answer = (
+        evidence.find(ops_db(), release.run, "features_confirmed"),
+        _answer(release, "features_confirmed"),
+    )
     if answer and answer.choice and answer.choice != approvals.APPROVE and answer.responder:
         _roll_back(context, release, _words("features_confirmed", shown, answer))
 
 
 def _words(name: str, shown: Evidence | None, answer: Approval | None) -> str:
-    said = f", {answer.choice} by {answer.responder or 'nobody in time'}" if answer and answer.choice else ""
+    said = f", {_said(answer)}" if answer and answer.choice else ""
     breach = shown.measured.get("breach") if shown and isinstance(shown.measured, dict) else None
     return f"{name}: {breach or (shown.verdict if shown else 'not looked at')}{said}"

@@ -17,8 +17,10 @@ from payme_ops.foundation.clock import show
 from payme_ops.foundation.errors import GateClosed, NotFound, Unavailable
 from payme_ops.foundation.evidence import Evidence, Finding, Verdict, passed
 from payme_ops.foundation.lease import Term
+from payme_ops.foundation.payme_api import PaymeApi
 from payme_ops.foundation.status_page import StatusPage
 from payme_ops.orchestration import connections
+from payme_ops.orchestration.connections import ops_db
 from payme_ops.orchestration.release_backups import backup_scheduled, migrations_tested
 from payme_ops.orchestration.release_people import bypasses, team_notified
 from payme_ops.release import app_env, code_host, orders
@@ -40,7 +42,7 @@ _OUTAGE = (
 
 def _that_says(release: Release, item: str, name: str) -> Evidence | None:
     """The newest evidence of the item that has that figure: one of a try in vain has not."""
-    found = [one for one in evidence.of_run(_ops(), release.run) if one.item == item]
+    found = [one for one in evidence.of_run(ops_db(), release.run) if one.item == item]
     return next((one for one in reversed(found) if isinstance(one.measured, dict) and name in one.measured), None)
 
 
@@ -81,7 +83,7 @@ def rollback_plan(_context: Context, release: Release) -> Finding:
 
 def qa_sign_off(_context: Context, release: Release) -> Finding:
     """QA says so."""
-    staging = evidence.find(_ops(), release.run, "staging_healthy")
+    staging = evidence.find(ops_db(), release.run, "staging_healthy")
     return _asks(
         "qa_sign_off",
         {
@@ -94,7 +96,7 @@ def qa_sign_off(_context: Context, release: Release) -> Finding:
 
 def rollback_plan_agreed(_context: Context, release: Release) -> Finding:
     """The owner says so."""
-    plan = evidence.find(_ops(), release.run, "rollback_plan")
+    plan = evidence.find(ops_db(), release.run, "rollback_plan")
     return _asks(
         "rollback_plan_agreed",
         {
@@ -160,14 +162,14 @@ def autoscaling(_context: Context, release: Release) -> Finding:
     api, before = _api(release), _that_says(release, scaling.LIMITS, "minimum")
     if before is None and (found := scaling.limits(api)):
         before = evidence.keep(
-            _ops(), release.run, scaling.LIMITS, passed(found), threshold="as found", source="the PayMe API"
+            ops_db(), release.run, scaling.LIMITS, passed(found), threshold="as found", source="the PayMe API"
         )
     return scaling.fix(api, before)
 
 
 def freeze_orders(_context: Context, release: Release) -> Finding:
     """Orders are stopped; where the API cannot do that, users are warned on the status page."""
-    found = orders.freeze(_ops(), release, _api(release), config.load().release)
+    found = orders.freeze(ops_db(), release, _api(release), config.load().release)
     if found.measured == orders.NOT_STOPPED:
         return Finding(found.verdict, {**found.measured, "users warned": _warn(release)}, found.remedy)
     return found
@@ -187,7 +189,7 @@ def _warn(release: Release) -> str:
 def deploy(_context: Context, release: Release) -> Finding:
     """Posted once, and read back."""
     settings = config.load().release
-    return deploys.deploy(_ops(), release, _doors(release), settings, _fenced(release), _log.info)
+    return deploys.deploy(ops_db(), release, _doors(release), settings, _fenced(release), _log.info)
 
 
 def _fenced(release: Release) -> list[Term]:
@@ -197,10 +199,10 @@ def _fenced(release: Release) -> list[Term]:
     success.
     """
     terms = [_release_term(release)]
-    if deploys.was_posted(_ops(), release):
+    if deploys.was_posted(ops_db(), release):
         return terms
-    frozen = evidence.latest(_ops(), release.run, "freeze_orders")
-    backup = evidence.latest(_ops(), release.run, "final_backup")
+    frozen = evidence.latest(ops_db(), release.run, "freeze_orders")
+    backup = evidence.latest(ops_db(), release.run, "final_backup")
     if backup.verdict is not Verdict.PASS or backup.ended < frozen.ended:
         raise GateClosed(
             "there is no final backup",
@@ -209,29 +211,32 @@ def _fenced(release: Release) -> list[Term]:
             remedy="clear freeze_orders and what comes after it",
         )
     if orders.are_stopped(frozen):
-        terms.append(orders.require_frozen(_ops(), release))
+        terms.append(orders.require_frozen(ops_db(), release))
     return terms
 
 
 def _release_term(release: Release) -> Term:
-    name = f"release:{release.request.environment}"
-    found = lease.living_term(_ops(), name)
+    found = lease.living_term(ops_db(), release.lease)
     if found is None or found.holder != release.run:
-        raise Unavailable(f"lease {name} is not ours", remedy="it is taken again with the next try")
+        raise Unavailable(f"lease {release.lease} is not ours", remedy="it is taken again with the next try")
     return found
 
 
 def smoke(_context: Context, release: Release) -> Finding:
     """An order of the test merchant and its refund."""
     api = _api(release)
-    return smokes.smoke(release, api, config.load().release) if api else _not_there(_name("payme_api", release))
+    return (
+        smokes.smoke(release, api, config.load().release)
+        if api
+        else _not_there(connections.named("payme_api", release.request.environment))
+    )
 
 
 def rollback(_context: Context, release: Release) -> Finding:
     """The previous commit runs, and is healthy."""
     settings, doors = config.load().release, _doors(release)
-    terms, migrations = [_release_term(release)], evidence.find(_ops(), release.run, "migrations_tested")
-    found = deploys.roll_back(_ops(), release, doors, settings, terms, migrations, _log.info)
+    terms, migrations = [_release_term(release)], evidence.find(ops_db(), release.run, "migrations_tested")
+    found = deploys.roll_back(ops_db(), release, doors, settings, terms, migrations, _log.info)
     if found.verdict is Verdict.PASS and (wrong := smokes.healthy_in_a_row(doors.asks)):
         return Finding(Verdict.FAIL, {**found.measured, **wrong}, "the previous commit is not well either: look now")
     return found
@@ -239,7 +244,7 @@ def rollback(_context: Context, release: Release) -> Finding:
 
 def resume_orders(_context: Context, release: Release) -> Finding:
     """Orders are taken again."""
-    return orders.resume(_ops(), release, _api(release), config.load().release)
+    return orders.resume(ops_db(), release, _api(release), config.load().release)
 
 
 def autoscaling_restored(_context: Context, release: Release) -> Finding:
@@ -247,18 +252,14 @@ def autoscaling_restored(_context: Context, release: Release) -> Finding:
     return scaling.restore(_api(release), _that_says(release, scaling.LIMITS, "minimum"))
 
 
-def _ops() -> str:
-    return connections.conninfo("payme_ops_db")
-
-
-def _api(release: Release) -> Any:
+def _api(release: Release) -> PaymeApi | None:
     return connections.payme_api(release.request.environment)
 
 
 def _doors(release: Release) -> Doors:
     asks, deploys_ = _api(release), connections.deploy_api(release.request.environment)
     if asks is None or deploys_ is None:
-        missing = _name("payme_api" if asks is None else "payme_deploy", release)
+        missing = connections.named("payme_api" if asks is None else "payme_deploy", release.request.environment)
         raise NotFound(
             "nobody has told us where to deploy",
             expected=f"connection {missing}",
@@ -268,16 +269,15 @@ def _doors(release: Release) -> Doors:
     return Doors(asks, deploys_)
 
 
-def _name(conn_id: str, release: Release) -> str:
-    return conn_id if release.request.environment is Environment.PRODUCTION else f"{conn_id}_staging"
-
-
 # -- after ------------------------------------------------------------------------------------------------------
 
 
 def features_confirmed(_context: Context, release: Release) -> Finding:
     """Support says so, with the order and the refund that were made before them."""
-    smoke, health = evidence.find(_ops(), release.run, "smoke"), evidence.find(_ops(), release.run, "health")
+    smoke, health = (
+        evidence.find(ops_db(), release.run, "smoke"),
+        evidence.find(ops_db(), release.run, "health"),
+    )
     return _asks(
         "features_confirmed",
         {

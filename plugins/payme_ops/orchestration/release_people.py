@@ -7,11 +7,12 @@ import logging
 
 from airflow.sdk import Context
 
-from payme_ops.foundation import evidence, mail
+from payme_ops.foundation import evidence
 from payme_ops.foundation import settings as config
 from payme_ops.foundation.clock import show
 from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, passed
-from payme_ops.orchestration import alerting, connections
+from payme_ops.orchestration import alerting, connections, notify
+from payme_ops.orchestration.connections import ops_db
 from payme_ops.orchestration.doors import run_name
 from payme_ops.release import bypass, checklist, request
 from payme_ops.release.request import Release
@@ -31,7 +32,7 @@ def bypasses(context: Context, release: Release) -> Finding:
     if api is None:
         todo = "connection payme_airflow_api is not there: a person looks in Airflow, Browse, Audit Log, and says"
         return Finding(Verdict.INCONCLUSIVE, {"configured": False}, todo)
-    ops = _ops()
+    ops = ops_db()
     found = checklist.newest(evidence.of_run(ops, release.run))
     return bypass.examine(api, release, _runs(ops, context, release), found)
 
@@ -47,7 +48,7 @@ def team_notified(context: Context, release: Release) -> Finding:
     """Slack has taken the announcement of the window, once. While it does not, support gets it by mail, and a person
     says whether the team knows.
     """
-    told = evidence.find(_ops(), release.run, "team_notified")
+    told = evidence.find(ops_db(), release.run, "team_notified")
     if told is not None and told.verdict is Verdict.PASS:
         return passed(told.measured)
     what, why, todo = f"Maintenance window: {_title(release)}", _words(release), "Say in this thread what is against it"
@@ -66,23 +67,15 @@ def team_notified(context: Context, release: Release) -> Finding:
 
 def _mailed(context: Context, release: Release, subject: str, text: str) -> Evidence:
     """The way round Slack, once, with evidence of its own."""
-    before = evidence.find(_ops(), release.run, MAILED)
+    before = evidence.find(ops_db(), release.run, MAILED)
     if before is not None and before.verdict is Verdict.PASS:
         return before
-    check = Check(MAILED, "handed over to the mail server", "mail", lambda: _mail(release, subject, text))
+    name = f"{release.run} {MAILED}"
+    check = Check(MAILED, "handed over to the mail server", "mail", lambda: notify.mail_support(subject, text, name))
     made = evidence.run_check(check, actor=run_name(context))
-    evidence.record(_ops(), release.run, [made])
+    evidence.record(ops_db(), release.run, [made])
     _log.warning("Slack did not take the announcement; mail to support: %s %s", made.verdict, made.remedy)
     return made
-
-
-def _mail(release: Release, subject: str, text: str) -> Finding:
-    to, server = config.load().notify.support_email, connections.mail_server()
-    if not to or server is None:
-        missing = "connection payme_smtp" if to else "PAYME_OPS__NOTIFY__SUPPORT_EMAIL"
-        return Finding(Verdict.INCONCLUSIVE, {"configured": False}, f"{missing} is not there")
-    mail.send(server, to=to, subject=subject, text=text, message_id=evidence.digest(f"{release.run} {MAILED}")[:32])
-    return passed({"to": "support"})
 
 
 def _title(release: Release) -> str:
@@ -106,7 +99,3 @@ def _words(release: Release) -> str:
             " Orders that were placed before are carried out.",
         ]
     )
-
-
-def _ops() -> str:
-    return connections.conninfo("payme_ops_db")

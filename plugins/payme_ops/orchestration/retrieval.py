@@ -9,11 +9,12 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from payme_ops.orchestration.triggers import FIRST_SECONDS
+
 _log = logging.getLogger("payme_ops.backup")
 _S3 = "payme_s3_restore"
 # S3's longest retrieval (DEEP_ARCHIVE, standard: 12 hours) and its answer being late by as much again.
 _PATIENCE = timedelta(hours=24)
-_FIRST_SECONDS = 10.0
 _EVERY_SECONDS = 60.0
 
 
@@ -61,7 +62,7 @@ class ReadableTrigger(BaseTrigger):
     """Looks every minute until an object can be read. A store that is away is looked at again."""
 
     def __init__(
-        self, tier: str, key: str, first_seconds: float = _FIRST_SECONDS, every_seconds: float = _EVERY_SECONDS
+        self, tier: str, key: str, first_seconds: float = FIRST_SECONDS, every_seconds: float = _EVERY_SECONDS
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tier, self.key = tier, key
@@ -81,8 +82,6 @@ class ReadableTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """One event, when the bytes can be read."""
-        # Not sooner: an event within seconds of the deferral can meet the scheduler while it still takes in the
-        # deferral, and it then fails the task (apache/airflow #72716, #71580).
         await asyncio.sleep(self.first_seconds)
         # boto3 waits for its socket: never in the event loop that all triggers share.
         while not await asyncio.to_thread(self._readable):

@@ -63,6 +63,11 @@ class Release:
         """What its evidence, approvals and terms are filed under."""
         return f"release/{self.id}"
 
+    @property
+    def lease(self) -> str:
+        """The term by which it has its environment for itself."""
+        return f"release:{self.request.environment}"
+
 
 _REQUEST = TypeAdapter(Request)
 

@@ -57,33 +57,21 @@ _FOUND_CHARACTERS = 90
 _SECONDS, _TIDY_SECONDS, _POLL_SECONDS = 900.0, 120.0, 1.0
 
 
-@dataclass
-class _Story:
+@dataclass(kw_only=True)
+class _Story(ground.Story):
     """One release, and what of it has been told."""
 
-    console: Console
     desk: Desk
     alone: bool
     bad: Build
     previous: Build
     before: Mapping[str, Any]  # what the API had counted
     runs: dict[str, str] = field(default_factory=dict)
-    told: set[str] = field(default_factory=set)
 
     @property
     def ops(self) -> str:
         """The ops database."""
         return self.desk.world.conninfo("payme_ops", "payme_ops")
-
-    def say(self, text: str, style: str = "") -> None:
-        """A line."""
-        self.console.print(text, style=style, markup=False, soft_wrap=True)
-
-    def is_new(self, what: str) -> bool:
-        """Whether that was not told yet; it is now."""
-        new = what not in self.told
-        self.told.add(what)
-        return new
 
     def counted(self, what: str) -> int:
         """How many of these the API has counted since the step began."""
@@ -96,7 +84,14 @@ def walk(console: Console, alone: bool) -> None:
         for dag in (PRE, DEPLOYMENT, POST):
             ground.until(partial(desk.oncall.dag_missing, dag, datetime.min.replace(tzinfo=UTC)), dag, _SECONDS)
         previous = _running(desk, "payme_api")
-        story = _Story(console, desk, alone, bad_build(previous), previous, _control(desk))
+        story = _Story(
+            console=console,
+            desk=desk,
+            alone=alone,
+            bad=bad_build(previous),
+            previous=previous,
+            before=_control(desk),
+        )
         _require_idle(desk)
         console.print("\n[bold]1. A verified backup, and staging runs the build.[/bold]")
         ground.require_verified_backup(console, desk, _REASON)

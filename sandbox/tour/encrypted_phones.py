@@ -10,7 +10,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -63,27 +63,15 @@ _SECONDS, _POLL_SECONDS = 900.0, 1.0
 _BACKFILL = "payme_ops:migration:backfill"  # the session that writes
 
 
-@dataclass
-class _Story:
+@dataclass(kw_only=True)
+class _Story(ground.Story):
     """One run in production, and what of it has been told."""
 
-    console: Console
     desk: Desk
     fleet: Fleet
     count: Count
     run: str
     alone: bool
-    told: set[str] = field(default_factory=set)
-
-    def say(self, text: str, style: str = "") -> None:
-        """A line above the one that counts."""
-        self.console.print(text, style=style, markup=False, soft_wrap=True)
-
-    def is_new(self, what: str) -> bool:
-        """Whether that was not told yet; it is now."""
-        new = what not in self.told
-        self.told.add(what)
-        return new
 
 
 def walk(console: Console, alone: bool) -> None:
@@ -103,7 +91,7 @@ def walk(console: Console, alone: bool) -> None:
                 _deploy(desk, fleet, V1)
                 console.print(f"\n[bold]3. {DAG} in production, triggered by on call.[/bold]")
                 run = desk.oncall.trigger(DAG, {**_FORM, "reason": _REASON})
-                _follow(_Story(console, desk, fleet, count, run, alone))
+                _follow(_Story(console=console, desk=desk, fleet=fleet, count=count, run=run, alone=alone))
                 count.look("has ended", now=True)
                 version = fleet.running[0].version
                 fleet.stop()

@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -46,6 +46,24 @@ def services(console: Console) -> Iterator[World]:
     console.print("The demo is not running: starting its database and store for this step.")
     with world.running(ROOT, size="demo") as (here, _):
         yield here
+
+
+@dataclass(kw_only=True)
+class Story:
+    """What of a step has been told."""
+
+    console: Console
+    told: set[str] = field(default_factory=set)
+
+    def say(self, text: str, style: str = "") -> None:
+        """A line, above one that counts."""
+        self.console.print(text, style=style, markup=False, soft_wrap=True)
+
+    def is_new(self, what: str) -> bool:
+        """Whether that was not told yet; it is now."""
+        new = what not in self.told
+        self.told.add(what)
+        return new
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from payme_ops.foundation import opsdb
 from payme_ops.foundation.errors import HashMismatch
 from payme_ops.orchestration.alerting import alert_failed_run
 from sandbox import postgres
+from tests.support.ops import connection
 from tests.support.standins import StandIn, slack_stand_in
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -32,9 +33,7 @@ def ops() -> Iterator[postgres.Cluster]:
 @pytest.fixture
 def slack(tmp_path: Path, ops: postgres.Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     """Slack, and the connections to it and to the ops database."""
-    connection = {"conn_type": "postgres", "host": "127.0.0.1", "port": ops.port, "schema": "postgres"}
-    connection |= {"login": ops.superuser, "password": ops.password}
-    monkeypatch.setenv("AIRFLOW_CONN_PAYME_OPS_DB", json.dumps(connection))
+    monkeypatch.setenv("AIRFLOW_CONN_PAYME_OPS_DB", json.dumps(connection(ops)))
     monkeypatch.setenv("PAYME_OPS__ALERT__OWNER", "Wanjiru")
     monkeypatch.setenv("PAYME_OPS__SLACK__CHANNEL", "night-watch")
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.payme.example/")

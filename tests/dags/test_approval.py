@@ -18,6 +18,7 @@ from payme_ops.foundation.evidence import Evidence, Verdict
 from payme_ops.orchestration import alerting, approval
 from payme_ops.orchestration.approval import ApprovalGate
 from sandbox import postgres
+from tests.support.ops import connection
 
 ITEM, GATE = "restore_plan", "approve_swap"
 
@@ -31,9 +32,7 @@ def cluster() -> Iterator[postgres.Cluster]:
 
 @pytest.fixture
 def ops(cluster: postgres.Cluster, monkeypatch: pytest.MonkeyPatch) -> str:
-    connection = {"conn_type": "postgres", "host": "127.0.0.1", "port": cluster.port, "schema": "postgres"}
-    connection |= {"login": cluster.superuser, "password": cluster.password}
-    monkeypatch.setenv("AIRFLOW_CONN_PAYME_OPS_DB", json.dumps(connection))
+    monkeypatch.setenv("AIRFLOW_CONN_PAYME_OPS_DB", json.dumps(connection(cluster)))
     return cluster.conninfo()
 
 

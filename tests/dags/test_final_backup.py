@@ -61,9 +61,8 @@ def ops(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """An ops database of its own: others' releases hold terms in the common one."""
     cluster: Cluster = installation.site.cluster
     with opsdb.ops_database(cluster) as conninfo:
-        connection = {"conn_type": "postgres", "host": "127.0.0.1", "port": cluster.port, "schema": "ops_test"}
-        connection |= {"login": cluster.superuser, "password": cluster.password}
-        installation.set_all({"AIRFLOW_CONN_PAYME_OPS_DB": json.dumps(connection)})
+        there = opsdb.connection(cluster, "ops_test")
+        installation.set_all({"AIRFLOW_CONN_PAYME_OPS_DB": json.dumps(there)})
         monkeypatch.setattr(final_backup, "FIRST_SECONDS", 0.0)
         monkeypatch.setattr(backup_wait, "_POLL_SECONDS", 0.05)
         yield conninfo

@@ -15,6 +15,7 @@ from payme_ops.foundation.errors import SettingsError
 from payme_ops.orchestration import connections, notify
 from payme_ops.orchestration.notify import BEGAN, ENDED, Notice
 from sandbox import postgres
+from tests.support.ops import connection
 from tests.support.standins import StandIn, mail_stand_in, slack_stand_in, status_page_stand_in
 
 PHONE = "+254700999888"
@@ -51,14 +52,7 @@ def outside(tmp_path: Path, ops: postgres.Cluster, monkeypatch: pytest.MonkeyPat
         page = stack.enter_context(status_page_stand_in(tmp_path))
         mail, smtp = stack.enter_context(mail_stand_in(tmp_path))
         found: dict[str, dict[str, Any]] = {
-            "ops_db": {
-                "conn_type": "postgres",
-                "host": "127.0.0.1",
-                "port": ops.port,
-                "schema": "postgres",
-                "login": ops.superuser,
-                "password": ops.password,
-            },
+            "ops_db": connection(ops),
             "slack": {"conn_type": "slack", "password": "xoxb-test", "extra": {"base_url": f"{slack.url}/api/"}},
             "status_page": {
                 "conn_type": "http",

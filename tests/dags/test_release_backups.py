@@ -12,40 +12,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payme_ops.backup import catalogue, scratch, verification
+from payme_ops.backup import scratch
 from payme_ops.backup.manifest import Manifest
 from payme_ops.backup.verification import Outcome
-from payme_ops.foundation import signing
 from payme_ops.foundation.clock import EAT, show, utc_now
 from payme_ops.foundation.errors import NotFound, Unavailable
 from payme_ops.foundation.evidence import Finding, Verdict, canonical
-from payme_ops.foundation.record import Record
 from payme_ops.orchestration import release_backups
-from payme_ops.release.request import Environment, Release, Request
-from sandbox import code_host as stand_in
-from sandbox.builds import commit_of
+from payme_ops.release.request import Release
 from sandbox.http import call
-from tests.support import standins
+from tests.support import releases, standins, verdicts
 from tests.support.installation import Installation
-from tests.support.standins import StandIn, answering
+from tests.support.standins import StandIn, answering, code_host_stand_in
 
 NOW = utc_now()
-RELEASE = Release(
-    "production-2.4.1-a",
-    "oncall",
-    NOW,
-    Request(
-        commit=commit_of("2.4.1"),
-        version="2.4.1",
-        environment=Environment.PRODUCTION,
-        window_from=NOW + timedelta(hours=48),
-        window_to=NOW + timedelta(hours=50),
-        previous_commit=commit_of("2.4.0"),
-        carries_migration=True,
-        resume_after_watch=False,
-        reason="a test",
-    ),
+ASKED = releases.form(
+    carries_migration=True, window_from=NOW + timedelta(hours=48), window_to=NOW + timedelta(hours=50)
 )
+RELEASE = Release("production-2.4.1-a", "oncall", NOW, ASKED)
 FIRST = datetime(2025, 1, 1)  # noqa: DTZ001  # Hypothesis adds the zone
 UP = "ALTER TABLE users ADD nickname text;\n--> statement-breakpoint\nCREATE INDEX CONCURRENTLY n ON users (nickname);"
 DOWN = "DROP INDEX n;\n--> statement-breakpoint\nALTER TABLE users DROP nickname;"
@@ -53,7 +37,7 @@ DOWN = "DROP INDEX n;\n--> statement-breakpoint\nALTER TABLE users DROP nickname
 
 @pytest.fixture
 def code_host(installation: Installation, tmp_path: Path) -> Iterator[StandIn]:
-    with standins.served(stand_in.make_server, tmp_path / "code_host.jsonl") as running:
+    with code_host_stand_in(tmp_path) as running:
         connection = {
             "conn_type": "http",
             "host": running.url,
@@ -85,24 +69,8 @@ def backed_up(installation: Installation, outcome: Outcome | None = Outcome.VERI
     """A backup, and what a restore test found."""
     done = installation.back_up()
     if outcome:
-        judged(installation, done, outcome)
+        verdicts.judge(installation, done, outcome)
     return done
-
-
-def judged(installation: Installation, done: Manifest, outcome: Outcome) -> None:
-    now, where = utc_now(), installation.catalogue
-    made = Record(
-        kind=verification.KIND,
-        subject=done.key,
-        run="earlier",
-        actor="test",
-        verdict=outcome,
-        started=now,
-        ended=now,
-        facts=dict(verification.binding(done)),
-    )
-    key = signing.load_private_key(installation.desk.settings.backup.verification_key_file)
-    verification.write(catalogue.copies(where, done), made, key, where.verification_keys)
 
 
 # -- migrations -------------------------------------------------------------------------------------------------
@@ -207,7 +175,7 @@ def test_a_backup_that_was_not_verified_blocks(installation: Installation) -> No
     unproven = scheduled()
     assert (unproven.verdict, unproven.measured["newest complete"]["backup"]) == (Verdict.FAIL, done.key)
     assert "backup_restore_test" in unproven.remedy
-    judged(installation, done, Outcome.REFUTED)
+    verdicts.judge(installation, done, Outcome.REFUTED)
     refuted = scheduled()
     assert (refuted.verdict, refuted.measured["newest complete"]["is"]) == (Verdict.FAIL, "none")
 

@@ -25,6 +25,7 @@ from sandbox import postgres
 from sandbox.standin import Server
 from tests.integration.test_airflow_api import Airflow, ended, entry, instance
 from tests.support import releases
+from tests.support.ops import connection
 from tests.support.standins import StandIn, mail_stand_in, served, slack_stand_in
 
 if TYPE_CHECKING:
@@ -81,14 +82,7 @@ def desk(tmp_path: Path, cluster: postgres.Cluster, monkeypatch: pytest.MonkeyPa
         slack = stack.enter_context(slack_stand_in(tmp_path))
         mail, smtp = stack.enter_context(mail_stand_in(tmp_path))
         found: dict[str, dict[str, Any]] = {
-            "ops_db": {
-                "conn_type": "postgres",
-                "host": "127.0.0.1",
-                "port": cluster.port,
-                "schema": "postgres",
-                "login": cluster.superuser,
-                "password": cluster.password,
-            },
+            "ops_db": connection(cluster),
             "slack": {"conn_type": "slack", "password": "xoxb-test", "extra": {"base_url": f"{slack.url}/api/"}},
             "smtp": {
                 "conn_type": "smtp",

@@ -11,20 +11,19 @@ import pytest
 from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowSkipException
 
-from payme_ops.backup import catalogue, restore, verification
+from payme_ops.backup import catalogue, restore
 from payme_ops.backup.catalogue import State
 from payme_ops.backup.manifest import Manifest
 from payme_ops.backup.verification import Outcome
 from payme_ops.foundation import evidence, signing
-from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import GateClosed, IntegrityError, NotFound, Refuted, Unavailable
-from payme_ops.foundation.record import Record
 from payme_ops.migration import verify
 from payme_ops.migration.expand import do_expand
 from payme_ops.migration.finish import do_finish
 from payme_ops.migration.switch import do_brown_out, do_relax, do_switch
 from payme_ops.orchestration import restore_test as tasks
 from sandbox import forgery
+from tests.support import verdicts
 from tests.support.installation import Installation, quiet
 from tests.support.phones import Phones, fill
 
@@ -68,23 +67,6 @@ def tampered(installation: Installation) -> Manifest:
     )
 
 
-def refute(installation: Installation, done: Manifest) -> None:
-    """As an earlier restore test did."""
-    now, where = utc_now(), installation.catalogue
-    made = Record(
-        kind=verification.KIND,
-        subject=done.key,
-        run="earlier",
-        actor="test",
-        verdict=Outcome.REFUTED,
-        started=now,
-        ended=now,
-        facts=dict(verification.binding(done)),
-    )
-    key = signing.load_private_key(installation.desk.settings.backup.verification_key_file)
-    verification.write(catalogue.copies(where, done), made, key, where.verification_keys)
-
-
 def test_the_backup_that_was_chosen_is_tested_and_emits_the_asset(installation: Installation, run: Run) -> None:
     first = installation.back_up()
     assert tasks.choose() == first.key
@@ -119,7 +101,7 @@ def test_a_refuted_backup_is_named_and_followed_by_a_fresh_one_once(installation
 
 @pytest.mark.usefixtures("run")
 def test_only_the_daily_before_speaks_against_a_fresh_one(installation: Installation) -> None:
-    refute(installation, installation.back_up())
+    verdicts.judge(installation, installation.back_up(), Outcome.REFUTED)  # as an earlier restore test did
     installation.back_up()
     tampered(installation)
     tasks.choose()

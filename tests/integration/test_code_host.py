@@ -7,36 +7,24 @@ from typing import Any
 
 import pytest
 
-from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import ServiceRefused, Unavailable
 from payme_ops.foundation.evidence import Verdict
 from payme_ops.release import code_host
 from payme_ops.release.code_host import GitHub
-from payme_ops.release.request import Environment, Request
 from sandbox import code_host as stand_in
 from sandbox.builds import commit_of
 from sandbox.http import call
 from sandbox.standin import Answer, Server
-from tests.support import standins
-from tests.support.standins import StandIn, answering
+from tests.support import releases, standins
+from tests.support.standins import StandIn, answering, code_host_stand_in
 
 COMMIT, OTHER = commit_of("2.4.1"), commit_of("2.4.0")
-REQUEST = Request(
-    commit=COMMIT,
-    version="2.4.1",
-    environment=Environment.PRODUCTION,
-    window_from=utc_now(),
-    window_to=utc_now(),
-    previous_commit=OTHER,
-    carries_migration=False,
-    resume_after_watch=False,
-    reason="a test",
-)
+REQUEST = releases.form()
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[StandIn]:
-    with standins.served(stand_in.make_server, tmp_path / "code_host.jsonl") as running:
+    with code_host_stand_in(tmp_path) as running:
         yield running
 
 

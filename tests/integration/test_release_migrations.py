@@ -12,34 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import IntegrityError, NotFound, Unavailable
 from payme_ops.foundation.evidence import Finding, Verdict, canonical, passed, plain
 from payme_ops.foundation.scrub import scrub_all
 from payme_ops.release import migrations
 from payme_ops.release.code_host import GitHub, Pull, Review
 from payme_ops.release.migrations import BREAKPOINT, Migration
-from payme_ops.release.request import Environment, Request
-from sandbox import code_host as stand_in
+from payme_ops.release.request import Request
 from sandbox import postgres
 from sandbox.builds import commit_of
 from sandbox.http import call
-from tests.support import standins
+from tests.support import releases
 from tests.support.installation import quiet
-from tests.support.standins import StandIn
+from tests.support.standins import StandIn, code_host_stand_in
 
 COMMIT, PREVIOUS = commit_of("2.4.1"), commit_of("2.4.0")
-REQUEST = Request(
-    commit=COMMIT,
-    version="2.4.1",
-    environment=Environment.PRODUCTION,
-    window_from=utc_now(),
-    window_to=utc_now(),
-    previous_commit=PREVIOUS,
-    carries_migration=True,
-    resume_after_watch=False,
-    reason="a test",
-)
+REQUEST = releases.form(carries_migration=True)
 CANARY = "0712345678"
 SCHEMA = """
 CREATE TYPE state AS ENUM ('new', 'paid');
@@ -293,7 +281,7 @@ def test_a_backup_without_a_table_is_refused(cluster: postgres.Cluster) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[StandIn]:
-    with standins.served(stand_in.make_server, tmp_path / "code_host.jsonl") as running:
+    with code_host_stand_in(tmp_path) as running:
         yield running
 
 

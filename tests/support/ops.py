@@ -32,6 +32,12 @@ def database(cluster: Cluster, name: str) -> Iterator[str]:
             admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
+def connection(cluster: Cluster, dbname: str = "postgres") -> dict[str, object]:
+    """The Airflow connection to a database of the cluster, as its superuser."""
+    where = {"conn_type": "postgres", "host": "127.0.0.1", "port": cluster.port, "schema": dbname}
+    return {**where, "login": cluster.superuser, "password": cluster.password}
+
+
 @contextmanager
 def ops_database(cluster: Cluster) -> Iterator[str]:
     """The conninfo of a migrated ops database."""

@@ -64,12 +64,10 @@ def api(folder: Path) -> Iterator[Api]:
         yield Api(running)
 
 
-def release(
-    ops: str, build: str = "2.4.1", *, run: str = "pre_deployment/a", previous: str = "2.4.0", **asked: Any
-) -> Release:
-    """A release of that build to production, asked for by `oncall`; `asked` are other fields of its form."""
+def form(build: str = "2.4.1", previous: str = "2.4.0", **asked: Any) -> Request:
+    """What is asked for a release of that build to production from now on; `asked` are other fields."""
     now = utc_now()
-    form = Request(
+    made = Request(
         commit=commit_of(build),
         version=build.split("-")[0],
         environment=Environment.PRODUCTION,
@@ -80,4 +78,11 @@ def release(
         resume_after_watch=False,
         reason="a test",
     )
-    return request.create(ops, run, "oncall", replace(form, **asked))
+    return replace(made, **asked)
+
+
+def release(
+    ops: str, build: str = "2.4.1", *, run: str = "pre_deployment/a", previous: str = "2.4.0", **asked: Any
+) -> Release:
+    """A release of that, asked for by `oncall`."""
+    return request.create(ops, run, "oncall", form(build, previous, **asked))

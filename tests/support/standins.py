@@ -13,7 +13,7 @@ from slack_sdk import WebClient
 from payme_ops.foundation.alert import Slack
 from payme_ops.foundation.mail import MailServer
 from payme_ops.foundation.payme_api import PaymeApi
-from sandbox import mail, payme_api, sentry, slack, status_page
+from sandbox import code_host, mail, payme_api, sentry, slack, status_page
 from sandbox.http import call
 from sandbox.postgres import free_port
 from sandbox.standin import Answer, Server, Serves
@@ -71,6 +71,13 @@ def slack_stand_in(folder: Path) -> Iterator[StandIn]:
 def sentry_stand_in(folder: Path) -> Iterator[StandIn]:
     """Sentry, for the block."""
     with served(sentry.make_server, folder / "sentry.jsonl") as server:
+        yield server
+
+
+@contextmanager
+def code_host_stand_in(folder: Path) -> Iterator[StandIn]:
+    """The code host, for the block."""
+    with served(code_host.make_server, folder / "code_host.jsonl") as server:
         yield server
 
 

@@ -8,15 +8,14 @@ import psycopg
 from psycopg import sql
 
 from tests.support.installation import Installation
+from tests.support.site import Site
 from tests.support.waiting import eventually
 
 _numbers = itertools.count(1)
 
 
-@contextmanager
-def used_database(installation: Installation) -> Iterator[str]:
-    """Its name, for the block; what swaps and restores made of it goes, too."""
-    name, site = f"payme_used_{next(_numbers)}", installation.site
+def copy_payme(site: Site, name: str) -> None:
+    """PayMe's database once more, under that name."""
 
     def copied() -> bool:
         with site.admin("postgres") as admin:
@@ -27,6 +26,13 @@ def used_database(installation: Installation) -> Iterator[str]:
         return True
 
     eventually(copied, "nobody in the template")
+
+
+@contextmanager
+def used_database(installation: Installation) -> Iterator[str]:
+    """Its name, for the block; what swaps and restores made of it goes, too."""
+    name, site = f"payme_used_{next(_numbers)}", installation.site
+    copy_payme(site, name)
     with site.admin("postgres") as admin:
         admin.execute(f"GRANT CONNECT ON DATABASE {name} TO payme_app; REVOKE CONNECT ON DATABASE {name} FROM PUBLIC")
         admin.execute(f"ALTER ROLE payme_app IN DATABASE {name} SET statement_timeout TO '30s'")

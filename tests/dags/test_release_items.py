@@ -8,7 +8,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from airflow.sdk import RetryAction
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, RetryAction
 from airflow.sdk.exceptions import TaskAwaitingInput, TaskDeferred
 
 from payme_ops.foundation import approvals
@@ -53,11 +54,17 @@ def run(desk: Desk, item: str, *, if_stale: bool = False, last: bool = True) -> 
     return made.execute(begin(desk, made, last=last))
 
 
-def reply(desk: Desk, made: ReleaseGate, choice: str, user: str | None, params: dict[str, Any] | None = None) -> Any:
-    """As Airflow resumes it, with the answer, or with its default after the time."""
+def reply(
+    desk: Desk,
+    made: ReleaseGate,
+    choice: str,
+    user: str | None,
+    params: dict[str, Any] | None = None,
+    pushed: list[str] | None = None,
+) -> Any:
+    """As Airflow resumes it, with the answer, or with its default after the time; `pushed` gets the XComs' keys."""
     context = begin(desk, made)
-    context["ti"].xcom_push = lambda **_: None
-    made.dag = None  # nobody comes after it here
+    context["ti"].xcom_push = lambda key, **_: [] if pushed is None else pushed.append(key)
     event = {
         "chosen_options": [choice],
         "params_input": params or {},
@@ -169,6 +176,22 @@ def test_a_gate_of_the_go_is_no_different(desk: Desk) -> None:
         assert str(made.body).count("pass") >= len(checklist.PREPARED)
         with pytest.raises(GateClosed, match="nobody in time"):
             reply(desk, ReleaseGate(task_id=gate, subject="Go?", evidence_item="go_no_go"), "Reject", None)
+
+
+def test_a_no_leaves_nothing_that_skips_what_comes_after_it(desk: Desk) -> None:
+    """Airflow reads that list of a failed task, too: freeze and deploy were skipped now and then, as if marked so."""
+    desk.prepare()
+    desk.begin("collect")
+    release.collect()
+    with DAG("a_release", schedule=None):
+        made = ReleaseGate(task_id="go_no_go_first", subject="Go?", evidence_item="go_no_go")
+        made >> EmptyOperator(task_id="deploy")
+    with pytest.raises(TaskAwaitingInput):
+        made.execute(begin(desk, made))
+    pushed: list[str] = []
+    with pytest.raises(GateClosed):
+        reply(desk, made, "Reject", "lead", pushed=pushed)
+    assert not pushed
 
 
 def test_in_a_green_release_only_people_s_items_ask(desk: Desk) -> None:

@@ -21,7 +21,6 @@ from sandbox.standin import Answer, Server
 from tests.support import standins
 from tests.support.site import Site
 from tests.support.standins import StandIn, answering, payme_api_stand_in
-from tests.support.used import copy_payme
 from tests.support.waiting import eventually
 
 URL, TOKEN = os.environ.get("PAYME_API_URL", ""), os.environ.get("PAYME_API_TOKEN", "")
@@ -33,7 +32,7 @@ DATABASE = "payme_api"
 @pytest.fixture(scope="module", autouse=True)
 def _database(site: Site) -> Iterator[None]:
     """A copy of PayMe's database for the application to write to: other tests count on theirs."""
-    copy_payme(site, DATABASE)
+    site.copy_payme(DATABASE)
     yield
     with site.admin("postgres") as admin:
         admin.execute(f"DROP DATABASE {DATABASE} WITH (FORCE)")

@@ -9,7 +9,7 @@ import pytest
 from bench import crash_matrix
 from bench.crash_matrix import CASES, STEPS, Ground, Row, Strike, content, difference, strike
 from tests.support import phones as databases
-from tests.support.site import Site
+from tests.support.site import UNTOUCHED, Site
 from tests.support.strikes import Midst, strike_midst
 
 pytestmark = pytest.mark.long
@@ -21,10 +21,10 @@ def ground(site: Site) -> Iterator[Ground]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in site.world.env.items():
             patch.setenv(name, value)
-        with databases.database(site) as phones:  # and with it the template, which nobody is connected to
+        with databases.database(site) as phones:
             target = phones.conninfo("payme_db_migrate")
         ops = site.world.conninfo("payme_ops", "payme_ops")
-        made = Ground(site.cluster, site.start_postgres, target, ops, site.world.env, databases.TEMPLATE)
+        made = Ground(site.cluster, site.start_postgres, target, ops, site.world.env, UNTOUCHED)
         with closing(made):
             yield made
 

@@ -14,10 +14,8 @@ from payme_ops.migration import envelope
 from payme_ops.migration.desk import MigrationDesk
 from payme_ops.migration.envelope import Keys
 from payme_ops.migration.names import PHONE_NUMBER, statement
-from sandbox.payme_db.generate import DATABASE
 from tests.support.site import Site
 
-TEMPLATE = "payme_phones"
 _numbers = itertools.count(1)
 
 # What PayMe's own rules keep out and other columns of this kind have; each must come through to the byte.
@@ -142,19 +140,9 @@ def fill(phones: Phones) -> Phones:
 def database(site: Site) -> Iterator[Phones]:
     """A copy of PayMe's database of size `test` (2,000 users), gone after the block."""
     name = f"phones_{os.getpid()}_{next(_numbers)}"
-    with site.admin("postgres") as connection:
-        if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [TEMPLATE]).rowcount:
-            # Of its own, since a database that somebody is connected to cannot be copied.
-            connection.execute(_create(TEMPLATE, DATABASE))
-        connection.execute(_create(name, TEMPLATE))
+    site.copy_payme(name)
     try:
         yield Phones(site, name)
     finally:
         with site.admin("postgres") as connection:  # another one: the server may have been killed in between
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-
-
-def _create(name: str, template: str) -> sql.Composed:
-    return sql.SQL("CREATE DATABASE {} OWNER payme_owner TEMPLATE {}").format(
-        sql.Identifier(name), sql.Identifier(template)
-    )

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
+from psycopg import sql
 
 from sandbox import postgres, s3, world
 from sandbox.http import silent
+from sandbox.payme_db.generate import DATABASE
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+UNTOUCHED = "payme_untouched"
 SETTINGS = {
     **postgres.TEST_SETTINGS,
     "log_statement": "none",
@@ -62,6 +65,22 @@ class Site:
         with psycopg.connect(self.cluster.conninfo(dbname), autocommit=True) as connection:
             yield connection
 
+    def copy_payme(self, name: str) -> None:
+        """PayMe's database of size `test` (2,000 users) once more, under that name, without what tests wrote to it."""
+        self._copy(UNTOUCHED, name)
+
+    def keep_untouched(self) -> None:
+        """Make what is copied: of its own, since one that is written to, or connected to, is no template."""
+        self._copy(DATABASE, UNTOUCHED)
+
+    def _copy(self, template: str, name: str) -> None:
+        with self.admin("postgres") as connection:
+            connection.execute(
+                sql.SQL("CREATE DATABASE {} OWNER payme_owner TEMPLATE {}").format(
+                    sql.Identifier(name), sql.Identifier(template)
+                )
+            )
+
     def start_postgres(self) -> None:
         """Start the server (again)."""
         cluster = self.cluster
@@ -87,6 +106,7 @@ def running(bin_dir: Path) -> Iterator[Site]:
         try:
             with _s3(site):
                 world.prepare(site.world, size="test")
+                site.keep_untouched()
                 yield site
         finally:
             postgres.stop(site.cluster, "immediate")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+from airflow.providers.standard.exceptions import HITLRejectException
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Context, Param
 from airflow.sdk.exceptions import DownstreamTasksSkipped
@@ -91,7 +92,7 @@ class ApprovalGate(ApprovalOperator):
         """Write the answer down, and do as Airflow does."""
         try:
             given = super().execute_complete(context, event)
-        except DownstreamTasksSkipped:  # a rejection
+        except (DownstreamTasksSkipped, HITLRejectException):
             self._write_down(context, event)
             raise
         found = self._write_down(context, event)

@@ -7,8 +7,8 @@ Evidence and approvals are filed under the release, so the three DAGs share them
 from datetime import timedelta
 from typing import Any
 
+from airflow.providers.standard.exceptions import HITLRejectException
 from airflow.sdk import Context
-from airflow.sdk.exceptions import DownstreamTasksSkipped
 
 from payme_ops.orchestration.approval import ApprovalGate
 from payme_ops.orchestration.health import HealthTrigger
@@ -23,7 +23,9 @@ class ReleaseGate(ApprovalGate):
     """A decision of people on evidence of the release. A rejection, or no answer in time, raises GateClosed."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(response_timeout=_ANY_TIME, **kwargs)
+        # Skipped instead, what comes after it would be upstream_failed or skipped as the scheduler's luck has it, since
+        # the list of what to skip stays in an XCom of the failed task; and a skipped task looks like a marked one.
+        super().__init__(response_timeout=_ANY_TIME, fail_on_reject=True, **kwargs)
 
     def execute(self, context: Context) -> Any:
         """Ask, unless the evidence has passed."""
@@ -38,11 +40,10 @@ class ReleaseGate(ApprovalGate):
 
         try:
             given = super().execute_complete(context, event)
-        except DownstreamTasksSkipped:
-            given = None
+        except HITLRejectException:
+            release.tell_answer(context, self.task_id)
+            raise release.rejected(context, self.task_id) from None
         release.tell_answer(context, self.task_id)
-        if event["chosen_options"] != [self.APPROVE]:  # Airflow says nothing where nothing comes after it
-            raise release.rejected(context, self.task_id)
         return given
 
     def _run(self, context: Context) -> str:

@@ -150,10 +150,29 @@ def test_a_faulty_value_is_not_repeated_in_the_text(environment: Environment) ->
         ("PAYME_OPS__MIGRATION__REPLICAS", "http://é.test"),
         ("PAYME_OPS__MIGRATION__REPLICAS", '["http://10.0.0.5"]'),
         ("PAYME_OPS__MIGRATION__REPLICAS", "http://10.0.0.5,http://10.0.0.6,http://10.0.0.5"),
+        ("PAYME_OPS__MONITORING__ENDPOINTS", "http://10.0.0.5"),
+        ("PAYME_OPS__MONITORING__ENDPOINTS", "production="),
+        ("PAYME_OPS__MONITORING__ENDPOINTS", "Production=http://10.0.0.5"),
+        ("PAYME_OPS__MONITORING__ENDPOINTS", "production=http://10.0.0.5/"),
+        ("PAYME_OPS__MONITORING__ENDPOINTS", "production=http://10.0.0.5,production=http://10.0.0.6"),
+        ("PAYME_OPS__MONITORING__KEEP_DAYS", "31"),
     ],
 )
 def test_malformed_values_are_refused(environment: Environment, name: str, value: str) -> None:
     assert [fault.split(":")[0] for fault in environment.faults(VALID, **{name: value})] == [name]
+
+
+def test_endpoints_are_named_base_urls(environment: Environment) -> None:
+    loaded = environment.load(
+        VALID, PAYME_OPS__MONITORING__ENDPOINTS="production=https://api.payme.test, staging=http://10.0.0.5:3000,"
+    )
+    assert loaded.monitoring.endpoints == {
+        "production": "https://api.payme.test",
+        "staging": "http://10.0.0.5:3000",
+    }
+    (fault,) = environment.faults(VALID, PAYME_OPS__MONITORING__ENDPOINTS="staging=http://desk:hunter2@10.0.0.6")
+    assert "staging is no base URL like https://api.example.com" in fault
+    assert "hunter2" not in fault
 
 
 def test_replicas_are_base_urls_and_a_fault_names_the_one(environment: Environment) -> None:
@@ -194,6 +213,7 @@ def test_production_with_everything_right(environment: Environment) -> None:
         ),
         ("AIRFLOW__CORE__AUTH_MANAGER", "", "SimpleAuthManager"),
         ("AIRFLOW__SENTRY__SENTRY_DSN", "", "Sentry"),
+        ("PAYME_OPS__MONITORING__INTERVAL_SECONDS", "5", "every 30 s"),
     ],
 )
 def test_production_refuses(environment: Environment, name: str, value: str, says: str) -> None:

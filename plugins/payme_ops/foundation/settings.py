@@ -21,6 +21,7 @@ MIN_WATCH_MINUTES, SAMPLE_SECONDS = 120, 30
 # xxx only as a word: three in a row also occur in keys.
 _PLACEHOLDER = re.compile(r"change.?me|your_|placeholder|example|<[^>]*>|(?<![\w+/])x{3,}(?![\w+/=])", re.IGNORECASE)
 _BASE_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[A-Za-z0-9._~%-]+)*", re.ASCII)
+_ENDPOINT = re.compile(r"[a-z][a-z0-9_-]{0,40}")
 _LOOPBACK = re.compile(r"\b(127\.\d+\.\d+\.\d+|localhost)\b|(?<![\w:])::1(?![\w:])")
 
 
@@ -61,6 +62,33 @@ def _has_port(url: str) -> bool:
 
 
 BaseUrls = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_base_urls)]
+
+
+def _endpoints(values: dict[str, str]) -> dict[str, str]:
+    for number, (name, url) in enumerate(values.items(), 1):
+        if not _ENDPOINT.fullmatch(name):
+            raise ValueError(f"number {number} has no name like production= before its URL")
+        try:
+            _base_urls((url,))
+        except ValueError:
+            raise ValueError(
+                f"{name} is no base URL like https://api.example.com, without a slash at its end"
+            ) from None
+    return values
+
+
+def _named(value: object) -> object:
+    """`a=x,b=y` as a mapping; what has no name keeps its place, to be refused with it."""
+    parts = _split(value)
+    if not isinstance(parts, list):
+        return value
+    pairs = [part.partition("=")[::2] if "=" in part else ("", part) for part in parts]
+    if len(names := [name for name, _ in pairs]) != len(set(names)):
+        raise ValueError("a name is there twice")
+    return dict(pairs)
+
+
+Endpoints = Annotated[dict[str, str], NoDecode, BeforeValidator(_named), AfterValidator(_endpoints)]
 
 
 class BackupSettings(_Group):
@@ -317,6 +345,25 @@ class ReleaseSettings(_Group):
     )
 
 
+class MonitoringSettings(_Group):
+    """Which applications are looked at all the time, and what is too slow of them."""
+
+    endpoints: Endpoints = Field(
+        default={},
+        description="Applications whose /health and /metrics are looked at, comma separated:"
+        " production=https://api.example.com,staging=...; production and staging are those that releases go to.",
+    )
+    interval_seconds: float = Field(
+        default=30, gt=0, le=60, description="Seconds between two looks at each; production looks every 30."
+    )
+    slow_ms: float = Field(
+        default=2000.0, gt=0, description="Milliseconds above which an answer of /health is too slow."
+    )
+    keep_days: int = Field(
+        default=40, ge=32, le=400, description="Days for which single looks are kept; sums of days and months stay."
+    )
+
+
 class Settings(BaseSettings):
     """All settings of payme-ops."""
 
@@ -335,6 +382,7 @@ class Settings(BaseSettings):
     watchdog: WatchdogSettings = WatchdogSettings()
     migration: MigrationSettings = MigrationSettings()
     release: ReleaseSettings = ReleaseSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
 
 
 def load() -> Settings:
@@ -354,7 +402,7 @@ def load() -> Settings:
     if os.environ.get(f"{PREFIX}PROFILE") == Profile.PRODUCTION:
         faults += _refusals()
         if settings:
-            faults += _release_refusals(settings.release)
+            faults += _quick_refusals(settings)
     if faults or settings is None:
         raise SettingsError(
             f"{len(faults)} setting(s) cannot be used:\n  - " + "\n  - ".join(faults),
@@ -395,13 +443,15 @@ def _unknown_variables() -> list[str]:
     ]
 
 
-def _release_refusals(release: ReleaseSettings) -> list[str]:
+def _quick_refusals(settings: Settings) -> list[str]:
     """What compresses time is for the sandbox."""
-    faults = []
+    faults, release = [], settings.release
     if release.watch_minutes < MIN_WATCH_MINUTES:
         faults.append(f"{PREFIX}RELEASE__WATCH_MINUTES: production watches for {MIN_WATCH_MINUTES} minutes at least")
     if release.sample_seconds != SAMPLE_SECONDS:
         faults.append(f"{PREFIX}RELEASE__SAMPLE_SECONDS: production looks every {SAMPLE_SECONDS} s")
+    if settings.monitoring.interval_seconds != SAMPLE_SECONDS:
+        faults.append(f"{PREFIX}MONITORING__INTERVAL_SECONDS: production looks every {SAMPLE_SECONDS} s")
     return faults
 
 

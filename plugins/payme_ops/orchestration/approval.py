@@ -20,7 +20,7 @@ from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.evidence import Evidence, Verdict
 from payme_ops.foundation.record import cell
 from payme_ops.orchestration import alerting
-from payme_ops.orchestration.connections import conninfo
+from payme_ops.orchestration.connections import ops_db
 from payme_ops.orchestration.doors import run_name
 
 _log = logging.getLogger("payme_ops.approval")
@@ -57,7 +57,7 @@ class ApprovalGate(ApprovalOperator):
 
     def execute(self, context: Context) -> Any:
         """Ask, or go on."""
-        run, ops = self._run(context), conninfo("payme_ops_db")
+        run, ops = self._run(context), ops_db()
         shown = evidence.latest(ops, run, self.evidence_item)
         if shown.verdict is Verdict.PASS:
             _log.info("%s passed, nobody is asked", self.evidence_item)
@@ -97,7 +97,7 @@ class ApprovalGate(ApprovalOperator):
             raise
         found = self._write_down(context, event)
         if found.choice == approvals.APPROVE:
-            run, ops = self._run(context), conninfo("payme_ops_db")
+            run, ops = self._run(context), ops_db()
             approvals.require(
                 ops, run=run, gate=self.task_id, digest=evidence.latest(ops, run, self.evidence_item).sha256
             )
@@ -129,7 +129,7 @@ class ApprovalGate(ApprovalOperator):
     def _write_down(self, context: Context, event: dict[str, Any]) -> Approval:
         person = event["responded_by_user"] or {}
         found = approvals.answer(
-            conninfo("payme_ops_db"),
+            ops_db(),
             run=self._run(context),
             gate=self.task_id,
             choice=event["chosen_options"][0],
@@ -142,7 +142,7 @@ class ApprovalGate(ApprovalOperator):
 
 def require_approval(context: Context, *, gate: str, evidence_item: str) -> Approval:
     """The approval of the run's newest evidence of that item. Raises NotApproved, NotFound without evidence."""
-    run, ops = run_name(context), conninfo("payme_ops_db")
+    run, ops = run_name(context), ops_db()
     shown = evidence.latest(ops, run, evidence_item)
     return approvals.require(ops, run=run, gate=gate, digest=shown.sha256)
 

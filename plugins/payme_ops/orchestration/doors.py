@@ -8,7 +8,7 @@ from payme_ops.backup.catalogue import Catalogue
 from payme_ops.backup.run import Desk
 from payme_ops.foundation import settings
 from payme_ops.foundation.scrub import scrub
-from payme_ops.orchestration.connections import conninfo, stores
+from payme_ops.orchestration.connections import conninfo, ops_db, stores
 
 _log = logging.getLogger("payme_ops.backup")
 
@@ -17,7 +17,7 @@ def desk() -> Desk:
     """The desk of a backup worker."""
     config = settings.load()
     found = stores("payme_s3_write", config.backup)
-    return Desk(config, conninfo("payme_db_read"), conninfo("payme_ops_db"), found.home, found.copies)
+    return Desk(config, conninfo("payme_db_read"), ops_db(), found.home, found.copies)
 
 
 def catalogue(conn_id: str) -> Catalogue:

@@ -99,7 +99,7 @@ def _desk() -> MigrationDesk:
     return MigrationDesk(
         config.load(),
         connections.conninfo("payme_db_migrate"),
-        connections.conninfo("payme_ops_db"),
+        connections.ops_db(),
         run_name(get_current_context()),
     )
 

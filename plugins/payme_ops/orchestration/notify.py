@@ -53,7 +53,7 @@ def _once(context: "Context", notice: Notice, channel: str, how: Callable[[], Fi
     if _told(context, notice.phase, channel) is not None:
         return ""
     found = evidence.run_check(Check(item, "told", channel, how), actor=run_name(context))
-    evidence.record(connections.conninfo("payme_ops_db"), run_name(context), [found])
+    evidence.record(connections.ops_db(), run_name(context), [found])
     if found.verdict is Verdict.PASS:
         return ""
     _log.warning("%s was not told: %s. %s", channel, found.measured, found.remedy)
@@ -68,7 +68,7 @@ def _item(context: "Context", phase: str, channel: str) -> str:
 
 def _told(context: "Context", phase: str, channel: str) -> dict[str, Any] | None:
     """What was measured when the channel was told; None when it was not."""
-    found = evidence.find(connections.conninfo("payme_ops_db"), run_name(context), _item(context, phase, channel))
+    found = evidence.find(connections.ops_db(), run_name(context), _item(context, phase, channel))
     return dict(found.measured) if found and found.verdict is Verdict.PASS else None
 
 

@@ -30,7 +30,7 @@ from payme_ops.migration.desk import MigrationDesk
 from payme_ops.migration.names import PHONE_NUMBER
 from payme_ops.orchestration import throw_away
 from payme_ops.orchestration.approval import require_approval
-from payme_ops.orchestration.connections import conninfo
+from payme_ops.orchestration.connections import ops_db
 from payme_ops.orchestration.doors import catalogue, run_name
 from payme_ops.orchestration.migration import BACKUP, FINAL, PURGED, REHEARSED, REQUEST
 
@@ -50,13 +50,13 @@ def backup_and_rehearsal() -> None:
         gates.backup_fresh(newest.trusted.snapshot_at if newest else None, _BACKUP_MAX_AGE, now),
         gates.rehearsal_green(rehearsed, gates.code_digest(), now),
     ]
-    steps.gate(MigrationDesk(config, "", conninfo("payme_ops_db"), run), BACKUP, checks)
+    steps.gate(MigrationDesk(config, "", ops_db(), run), BACKUP, checks)
 
 
 def rehearse() -> None:
     """Restore the newest verified backup, migrate it there and back, keep the record. Raises PaymeOpsError if red."""
     config, run, started = settings.load(), run_name(get_current_context()), utc_now()
-    where, ops = catalogue(_S3), conninfo("payme_ops_db")
+    where, ops = catalogue(_S3), ops_db()
     with throw_away.restored(config, _log) as (superuser, manifest):
         target, application = rehearsal.open_doors(superuser, PHONE_NUMBER, config.migration.app_role)
         desk = MigrationDesk(config, make_conninfo(target), ops, run)
@@ -99,7 +99,7 @@ def certificate() -> None:
     may hold it.
     """
     context, config = get_current_context(), settings.load()
-    run, ops, where = run_name(context), conninfo("payme_ops_db"), catalogue(_S3)
+    run, ops, where = run_name(context), ops_db(), catalogue(_S3)
     done = evidence.latest(ops, run, f"after_{steps.SWITCH.name}")
     gone = evidence.latest(ops, run, "dropped")  # of that gate: what else it could not tell is no matter here
     if gone.verdict is not Verdict.PASS:
@@ -148,7 +148,7 @@ def _copy(one: Entry) -> Copy:
 def keep_record() -> None:
     """The signed record of the run: request, gates, what was found, in order; also of one that failed."""
     context, config = get_current_context(), settings.load()
-    run, ops = run_name(context), conninfo("payme_ops_db")
+    run, ops = run_name(context), ops_db()
     found = evidence.of_run(ops, run)
     asked = next((item for item in found if item.item == REQUEST), None)
     if asked is None or asked.measured["rehearsal"] == "True":

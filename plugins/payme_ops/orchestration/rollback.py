@@ -27,7 +27,7 @@ def _desk() -> RestoreDesk:
     return RestoreDesk(
         settings.load(),
         connections.conninfo("payme_db_restore"),
-        connections.conninfo("payme_ops_db"),
+        connections.ops_db(),
         catalogue("payme_s3_restore"),
     )
 

@@ -3,7 +3,7 @@ SELECT key, occurrence
 FROM (
     SELECT DISTINCT ON (key) key, occurrence, severity
     FROM ops.alerts
-    WHERE starts_with(key, %(prefix)s)
+    WHERE starts_with(key, %(prefix)s) AND NOT notice
     ORDER BY key, id DESC
 ) AS newest
 WHERE severity <> 'info'

@@ -71,6 +71,19 @@ class Alert:
     link: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenAlert:
+    """An alert that is not over. `since` and `raised_at` are UTC; `acknowledged_by` is "" while nobody has seen it."""
+
+    key: str
+    occurrence: str
+    severity: Severity
+    what: str
+    since: datetime
+    raised_at: datetime
+    acknowledged_by: str
+
+
 @dataclass(frozen=True)
 class Slack:
     """Where alerts go: a client with its token, and the name or id of a channel."""
@@ -88,6 +101,8 @@ class Outcome(StrEnum):
     LOST = "neither written nor sent"
 
 
+Session = psycopg.Connection[Any] | psycopg.Cursor[Any]
+
 Capture = Callable[[Alert], str | None]
 """Tells Sentry; answers the event's id, or None when there is none."""
 
@@ -102,7 +117,7 @@ def raise_alert(conninfo: str | None, alert: Alert, slack: Slack | None, capture
     written = False
     try:
         with _session(conninfo) as session:
-            session.execute(load("ops/write_alert.sql"), asdict(alert))
+            write(session, alert)
             written = True
             if slack is not None:
                 _deliver(session, alert.key, slack)
@@ -112,6 +127,23 @@ def raise_alert(conninfo: str | None, alert: Alert, slack: Slack | None, capture
     except PaymeOpsError as error:
         _log.error("alert %s: %s", alert.key, error)
     return Outcome.WAITING if written else _raise_unrecorded(alert, slack, capture)
+
+
+def write(session: Session, alert: Alert) -> bool:
+    """Write the alert, scrubbed, in the caller's transaction; `deliver` its key after the commit.
+
+    Answers whether it is new: an occurrence is written once. Raises psycopg.Error.
+    """
+    return session.execute(load("ops/write_alert.sql"), asdict(_scrubbed(alert))).rowcount == 1
+
+
+def deliver(conninfo: str, key: str, slack: Slack) -> int:
+    """Send what was written under `key` and not sent, in order. Answers how many messages Slack took.
+
+    What Slack does not take waits for `send_pending`. Raises DatabaseUnavailable, DatabaseError.
+    """
+    with _session(conninfo) as session:
+        return _deliver(session, scrub(key), slack)
 
 
 def send_pending(conninfo: str, slack: Slack) -> int:
@@ -148,6 +180,16 @@ def standing(conninfo: str, prefix: str) -> dict[str, str]:
     with _session(conninfo) as session:
         rows = session.execute(load("ops/standing_alerts.sql"), {"prefix": prefix})
         return {row["key"]: row["occurrence"] for row in rows}
+
+
+def open_alerts(conninfo: str) -> list[OpenAlert]:
+    """What is not over, critical first, then the oldest: keys whose newest alert is no info and no end.
+
+    Raises DatabaseUnavailable, DatabaseError.
+    """
+    with _session(conninfo) as session:
+        rows = session.execute(load("ops/open_alerts.sql")).fetchall()
+    return [OpenAlert(**{**row, "severity": Severity(row["severity"])}) for row in rows]
 
 
 def _scrubbed(alert: Alert) -> Alert:

@@ -92,6 +92,8 @@ def environment(world: World, *, dags: Path = PROJECT / "dags") -> dict[str, str
             "sentry_on": True,
             "sentry_dsn": dsn,
             "environment": "sandbox",
+            "release": "payme-ops@sandbox",
+            "traces_sample_rate": 1.0,
             # Local variables hold passwords; Sentry knows nothing of Airflow's masking.
             "include_local_variables": False,
             "send_default_pii": False,

@@ -140,6 +140,8 @@ def in_production(installation: Installation) -> None:
     installation.set_all(
         {name: None for name in installation.site.world.env if name.startswith("AIRFLOW_CONN_")}
         | {"AIRFLOW__CORE__AUTH_MANAGER": "FabAuthManager", "AIRFLOW__SENTRY__SENTRY_DSN": "https://k@sentry.io/1"}
+        | {"AIRFLOW__SENTRY__ENVIRONMENT": "production", "AIRFLOW__SENTRY__RELEASE": "payme-ops@0.1.0"}
+        | {"AIRFLOW__SENTRY__TRACES_SAMPLE_RATE": "0.1"}
     )
 
 

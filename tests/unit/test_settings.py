@@ -27,6 +27,9 @@ PRODUCTION = {
     "PAYME_OPS__PROFILE": "production",
     "AIRFLOW__CORE__AUTH_MANAGER": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
     "AIRFLOW__SENTRY__SENTRY_DSN": "https://key@o1.ingest.sentry.io/1",
+    "AIRFLOW__SENTRY__ENVIRONMENT": "production",
+    "AIRFLOW__SENTRY__RELEASE": "payme-ops@0.1.0",
+    "AIRFLOW__SENTRY__TRACES_SAMPLE_RATE": "0.1",
     "AIRFLOW_CONN_PAYME_DB_READ": '{"conn_type": "postgres", "host": "db", "extra": {"sslmode": "verify-full"}}',
 }
 
@@ -213,6 +216,12 @@ def test_production_with_everything_right(environment: Environment) -> None:
         ),
         ("AIRFLOW__CORE__AUTH_MANAGER", "", "SimpleAuthManager"),
         ("AIRFLOW__SENTRY__SENTRY_DSN", "", "Sentry"),
+        ("AIRFLOW__SENTRY__ENVIRONMENT", "", "which installation"),
+        ("AIRFLOW__SENTRY__RELEASE", "", "which installation"),
+        ("AIRFLOW__SENTRY__TRACES_SAMPLE_RATE", "1.0", "0.1"),
+        ("AIRFLOW__SENTRY__TRACES_SAMPLE_RATE", "", "0.1"),
+        ("AIRFLOW__SENTRY__TRACES_SAMPLE_RATE", "a tenth", "0.1"),
+        ("AIRFLOW__SENTRY__SAMPLE_RATE", "0.5", "drops errors"),
         ("PAYME_OPS__MONITORING__INTERVAL_SECONDS", "5", "every 30 s"),
     ],
 )
@@ -224,7 +233,10 @@ def test_production_refuses(environment: Environment, name: str, value: str, say
     assert environment.load(PRODUCTION, **{name: value, "PAYME_OPS__PROFILE": "staging"})
 
 
-@pytest.mark.parametrize("name", ["AIRFLOW__CORE__AUTH_MANAGER", "AIRFLOW__SENTRY__SENTRY_DSN"])
+@pytest.mark.parametrize(
+    "name",
+    ["AIRFLOW__CORE__AUTH_MANAGER", "AIRFLOW__SENTRY__SENTRY_DSN", "AIRFLOW__SENTRY__TRACES_SAMPLE_RATE"],
+)
 def test_production_refuses_what_is_not_set_at_all(environment: Environment, name: str) -> None:
     (fault,) = environment.faults(without(PRODUCTION, name))
     assert fault.startswith(f"{name}: ")

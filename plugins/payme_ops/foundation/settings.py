@@ -17,7 +17,7 @@ from urllib3.util import parse_url
 from payme_ops.foundation.errors import SettingsError
 
 PREFIX = "PAYME_OPS__"
-MIN_WATCH_MINUTES, SAMPLE_SECONDS = 120, 30
+MIN_WATCH_MINUTES, SAMPLE_SECONDS, PRODUCTION_TRACES = 120, 30, 0.1
 # xxx only as a word: three in a row also occur in keys.
 _PLACEHOLDER = re.compile(r"change.?me|your_|placeholder|example|<[^>]*>|(?<![\w+/])x{3,}(?![\w+/=])", re.IGNORECASE)
 _BASE_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[A-Za-z0-9._~%-]+)*", re.ASCII)
@@ -345,6 +345,36 @@ class ReleaseSettings(_Group):
     )
 
 
+class SentrySettings(_Group):
+    """Whose alert rules the shell keeps as code; the DAGs have the connection payme_sentry."""
+
+    url: str = Field(
+        default="https://sentry.io",
+        pattern=r"^https?://\S+[^/\s]$",
+        description="Base URL of Sentry, without a slash at its end; https://de.sentry.io for data kept in the EU.",
+    )
+    organization: str = Field(
+        default="", pattern=r"^[a-z0-9_-]*$", description="Slug of the organization in Sentry that has both projects."
+    )
+    project: str = Field(
+        default="", pattern=r"^[a-z0-9_-]*$", description="Slug of the application's project in Sentry."
+    )
+    airflow_project: str = Field(
+        default="",
+        pattern=r"^[a-z0-9_-]*$",
+        description="Slug of the project that Airflow's own DSN belongs to; empty: it has no rules.",
+    )
+    team_id: str = Field(
+        default="",
+        pattern=r"^[0-9]*$",
+        description="Number of the team in Sentry that gets mail of the rules; empty: the owners of the issue.",
+    )
+    token_file: Path | None = Field(
+        default=None,
+        description="File with a token of alerts:write and project:write, for `sentry plan` and `apply` on a shell.",
+    )
+
+
 class MonitoringSettings(_Group):
     """Which applications are looked at all the time, and what is too slow of them."""
 
@@ -383,6 +413,7 @@ class Settings(BaseSettings):
     migration: MigrationSettings = MigrationSettings()
     release: ReleaseSettings = ReleaseSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
+    sentry: SentrySettings = SentrySettings()
 
 
 def load() -> Settings:
@@ -472,4 +503,26 @@ def _refusals() -> list[str]:
         faults.append("AIRFLOW__CORE__AUTH_MANAGER: SimpleAuthManager keeps plain passwords. Name another auth manager")
     if not os.environ.get("AIRFLOW__SENTRY__SENTRY_DSN"):
         faults.append("AIRFLOW__SENTRY__SENTRY_DSN: missing. Failures must reach Sentry in production")
+    return faults + _sampling_refusals()
+
+
+def _sampling_refusals() -> list[str]:
+    """One trace in ten is enough, and every error is needed. Errors that name no installation help nobody."""
+    faults = []
+    if _number("AIRFLOW__SENTRY__TRACES_SAMPLE_RATE") != PRODUCTION_TRACES:
+        faults.append(f"AIRFLOW__SENTRY__TRACES_SAMPLE_RATE: production has {PRODUCTION_TRACES}. Set it to that")
+    if os.environ.get("AIRFLOW__SENTRY__SAMPLE_RATE") and _number("AIRFLOW__SENTRY__SAMPLE_RATE") != 1.0:
+        faults.append("AIRFLOW__SENTRY__SAMPLE_RATE: drops errors. Remove it, or set it to 1.0")
+    faults += [
+        f"AIRFLOW__SENTRY__{name}: missing. Sentry must know which installation an error comes from"
+        for name in ("ENVIRONMENT", "RELEASE")
+        if not os.environ.get(f"AIRFLOW__SENTRY__{name}")
+    ]
     return faults
+
+
+def _number(variable: str) -> float | None:
+    try:
+        return float(os.environ.get(variable, ""))
+    except ValueError:
+        return None

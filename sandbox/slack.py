@@ -1,12 +1,15 @@
-"""A stand-in for Slack: chat.postMessage, auth.test and incoming webhooks in Slack's wire formats.
+"""A stand-in for Slack: posting, reading a channel or thread, auth.test and incoming webhooks in Slack's wire formats.
 
     python -m sandbox.slack --port 8090 --state .demo/slack.jsonl
 
 `GET /` shows the messages as Slack would, threads under their parent; `GET /messages.json` gives them as they came.
 Like Slack it answers 200 with `"ok": false` to a call it refuses, checks the limits of Block Kit, and posts a reply
-whose parent is gone to the channel, which only shows in the answer (`message.thread_ts` is missing there).
+whose parent is gone to the channel, which only shows in the answer (`message.thread_ts` is missing there). A channel is
+posted to by name or id, and read by id only; metadata is shown to who asks for it.
 """
 
+import base64
+import binascii
 import hashlib
 import html
 import json
@@ -25,6 +28,8 @@ from sandbox.standin import Answer, Journal, Record, Refused, Request, Server, m
 BOT_NAME = "PayMe Ops"
 _TEAM, _BOT_USER, _BOT, _APP = "T0PAYME", "U0PAYMEOPS", "B0PAYMEOPS", "A0PAYMEOPS"
 _EAT = ZoneInfo("Africa/Nairobi")
+_CHANNEL_ID = re.compile(r"[CG][A-Z0-9]{8,}")
+_DEFAULT_PAGE, _MAX_PAGE = 100, 999
 _WEBHOOK = re.compile(r"/services/[^/]+/[^/]+/[^/]+")
 _FORM = "application/x-www-form-urlencoded"
 _JSON_ARGUMENTS = ("blocks", "attachments", "metadata")
@@ -57,6 +62,10 @@ def _route(journal: Journal, request: Request) -> Answer:
             return Answer(journal.records())
         case "POST", "/api/chat.postMessage":
             return _api(request, lambda arguments: _post_message(journal, arguments))
+        case "POST" | "GET", "/api/conversations.history":
+            return _api(request, lambda arguments: _history(journal, arguments))
+        case "POST" | "GET", "/api/conversations.replies":
+            return _api(request, lambda arguments: _replies(journal, arguments))
         case "POST" | "GET", "/api/auth.test":
             return _api(request, lambda _: {"url": "https://payme.slack.com/", "team_id": _TEAM, "user_id": _BOT_USER})
         case "POST", path if _WEBHOOK.fullmatch(path):
@@ -86,6 +95,8 @@ def _api(request: Request, method: Callable[[Mapping[str, Any]], Mapping[str, An
 
 
 def _arguments(request: Request) -> dict[str, Any]:
+    if request.method == "GET":
+        return dict(request.query)
     kind = request.headers.get("Content-Type", _FORM).partition(";")[0].strip()
     if kind == "application/json":
         try:
@@ -125,9 +136,63 @@ def _post_message(journal: Journal, arguments: Mapping[str, Any]) -> dict[str, A
     if not channel:
         raise _ApiError("channel_not_found")
     record = _accept(journal, {**arguments, "channel": channel}, via="chat.postMessage")
-    message = {"type": "message", "user": _BOT_USER, "bot_id": _BOT, "app_id": _APP, "team": _TEAM}
-    message |= {name: record[name] for name in ("ts", "text", "blocks", "thread_ts", "metadata") if name in record}
-    return {"channel": record["channel"], "ts": record["ts"], "message": message}
+    return {"channel": record["channel"], "ts": record["ts"], "message": _shown(record, metadata=True)}
+
+
+def _shown(record: Record, *, metadata: bool) -> dict[str, Any]:
+    """A message as the API shows it."""
+    shown = {"type": "message", "user": _BOT_USER, "bot_id": _BOT, "app_id": _APP, "team": _TEAM}
+    names = ("ts", "text", "blocks", "thread_ts", *(["metadata"] if metadata else []))
+    shown |= {name: record[name] for name in names if name in record}
+    return shown | ({"subtype": "thread_broadcast"} if record.get("reply_broadcast") else {})
+
+
+def _history(journal: Journal, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a channel shows, the newest first: no replies, but those that were shown in it, too."""
+    here = _in_channel(journal, arguments)
+    shown = [record for record in here if "thread_ts" not in record or record["reply_broadcast"]]
+    return _page(shown[::-1], arguments)
+
+
+def _replies(journal: Journal, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A thread, the oldest first, its first message in any case."""
+    here, ts = _in_channel(journal, arguments), str(arguments.get("ts") or "")
+    found = next((record for record in here if record["ts"] == ts), None)
+    if found is None:
+        raise _ApiError("thread_not_found")
+    first = found.get("thread_ts", ts)
+    return _page([record for record in here if first in (record["ts"], record.get("thread_ts"))], arguments, first)
+
+
+def _in_channel(journal: Journal, arguments: Mapping[str, Any]) -> list[Record]:
+    found = [record for record in journal.records() if record["channel"] == arguments.get("channel")]
+    if not found:
+        raise _ApiError("channel_not_found")  # also for a name
+    return found
+
+
+def _page(records: list[Record], arguments: Mapping[str, Any], always: str = "") -> dict[str, Any]:
+    """The part that was asked for by time, and of it the page that was asked for by cursor and limit."""
+    oldest, latest = str(arguments.get("oldest") or "0"), str(arguments.get("latest") or "9" * 12)
+    try:
+        limit = int(arguments.get("limit") or _DEFAULT_PAGE)
+        since, until = float(oldest), float(latest)
+        begin = int(base64.b64decode(str(arguments.get("cursor") or ""), validate=True).removeprefix(b"from:") or b"0")
+    except binascii.Error:
+        raise _ApiError("invalid_cursor") from None
+    except ValueError:
+        raise _ApiError("invalid_arguments") from None
+    if not 1 <= limit <= _MAX_PAGE:
+        raise _ApiError("invalid_limit")
+    asked = [record for record in records if record["ts"] == always or since < float(record["ts"]) < until]
+    more = begin + limit < len(asked)
+    cursor = base64.b64encode(f"from:{begin + limit}".encode()).decode() if more else ""
+    with_metadata = str(arguments.get("include_all_metadata")).lower() in ("true", "1")
+    return {
+        "messages": [_shown(record, metadata=with_metadata) for record in asked[begin : begin + limit]],
+        "has_more": more,
+        "response_metadata": {"next_cursor": cursor},
+    }
 
 
 def _webhook(journal: Journal, request: Request) -> Answer:
@@ -183,7 +248,7 @@ def _accept(journal: Journal, arguments: Mapping[str, Any], via: str) -> Record:
 
 
 def _channel_id(channel: str, records: list[Record]) -> str:
-    if any(record["channel"] == channel for record in records):
+    if _CHANNEL_ID.fullmatch(channel) or any(record["channel"] == channel for record in records):
         return channel
     return "C0" + hashlib.sha256(channel.encode()).hexdigest()[:9].upper()
 

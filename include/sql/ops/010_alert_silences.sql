@@ -1,8 +1,9 @@
 -- The ops database, part 10: who has seen an alert, what is kept quiet for a while, and what may have gone out already.
 
 ALTER TABLE ops.alerts
-    ADD COLUMN attempted_at timestamptz,    -- noted before Slack is called; with sent_at NULL: it may have gone out
-    ADD COLUMN notice       boolean NOT NULL DEFAULT false, -- says something about an alert, and is none itself
+    ADD COLUMN attempted_at timestamptz,    -- noted before Slack is called; with sent_at NULL: it may have gone out,
+    ADD COLUMN attempted_in text NOT NULL DEFAULT '',       -- into this thread, '' for none
+    ADD COLUMN notice       boolean NOT NULL DEFAULT false, -- says who has seen an alert, and is none itself
     -- What a reminder reminds of: outage/7/still/30 is of outage/7.
     ADD COLUMN episode      text NOT NULL GENERATED ALWAYS AS (regexp_replace(occurrence, '/still/[0-9]+$', '')) STORED;
 
@@ -23,10 +24,10 @@ CREATE TABLE ops.alert_silences (
     key      text NOT NULL,                 -- of alerts; with a * at its end, of all whose key begins so
     reason   text NOT NULL CHECK (length(reason) >= 10),
     by       text NOT NULL,
-    began_at timestamptz NOT NULL DEFAULT now(),
+    began_at timestamptz NOT NULL,
     until    timestamptz NOT NULL,
     ended_at timestamptz,                   -- NULL: its end has not been told
     CHECK (until <= began_at + interval '4 hours')
 );
 
-CREATE INDEX alert_silences_not_ended ON ops.alert_silences (until) WHERE ended_at IS NULL;
+CREATE UNIQUE INDEX alert_silences_not_ended ON ops.alert_silences (key) WHERE ended_at IS NULL;

@@ -1,4 +1,4 @@
-SELECT key, reason, by, until
+SELECT id, key, reason, by, until
 FROM ops.alert_silences
 WHERE ended_at IS NULL AND until > now()
 ORDER BY until, id

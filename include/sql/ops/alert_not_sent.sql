@@ -1,1 +1,3 @@
-UPDATE ops.alerts SET attempts = attempts + 1, last_error = %(error)s WHERE id = %(id)s
+UPDATE ops.alerts
+SET attempts = attempts + 1, last_error = %(error)s, attempted_at = CASE WHEN %(maybe)s THEN attempted_at END
+WHERE id = %(id)s

@@ -1,26 +1,29 @@
 """Alerts: written to the ops database first, then sent to Slack. One key is one Slack thread.
 
-Once only: an occurrence is one row, and who sends holds the key's lock, sends what has not been sent, and marks it
-sent before the lock ends. Whoever comes later, or after a crash, looks at the rows again: an alert goes out at least
-once, and twice only if we are killed between Slack's answer and our commit.
+Once only: an occurrence is one row, and who sends holds the key's lock, notes the attempt, sends, and marks it sent
+before the lock ends. Whoever comes after a crash finds what was attempted and not marked, and looks for it in Slack by
+the message's metadata: an alert goes out at least once, and twice only when Slack cannot be asked; the second says so.
 
 Raising an alert never changes the outcome of what failed: no error of Slack or of the ops database gets out.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+import re
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
+from urllib.error import URLError
 from urllib.parse import quote
 
 import psycopg
 from psycopg.rows import DictRow, dict_row
 
-from payme_ops.foundation.clock import show
-from payme_ops.foundation.errors import PaymeOpsError, Unavailable
+from payme_ops.foundation.clock import show, utc_now
+from payme_ops.foundation.errors import NotFound, PaymeOpsError, SettingsError, Unavailable
 from payme_ops.foundation.postgres import connect, speaking
 from payme_ops.foundation.scrub import scrub
 from payme_ops.foundation.sql import load
@@ -34,6 +37,26 @@ _log = logging.getLogger("payme_ops.alert")
 _QUIET = timedelta(hours=1)
 # Slack may take 10 s for a message, and a few may wait before ours.
 _LOCK_TIMEOUT = "60s"
+# Slack's clock and the ops database's may differ by this.
+_SKEW = timedelta(minutes=5)
+# A page as Slack recommends it. More messages since the attempt than these are not looked through.
+_PAGE, _MAX_PAGES = 200, 5
+_CHANNEL_ID = re.compile(r"[CG][A-Z0-9]{8,}")
+_MAY_BE_TWICE = "Slack could not be asked whether this was sent before: it may be here twice."
+_EVENT = "payme_ops_alert"
+
+# Keys that no silence covers: what the watchdog says of the backups (backup/freshness.py), and of silences.
+NEVER_SILENT = (
+    "silent:daily_age",
+    "silent:weekly_age",
+    "silent:monthly_age",
+    "silent:proof_age",
+    "silent:rto_daily",
+    "silent:rto_weekly",
+    "silent:rto_monthly",
+    "silent:freshness",
+    "silence:*",
+)
 
 # Characters. The first five are limits of Slack's Block Kit, or stay below them.
 _MAX_HEADER, _MAX_SECTION, _MAX_FIELD, _MAX_CONTEXT, _MAX_URL = 150, 2900, 1900, 2000, 1000
@@ -91,6 +114,10 @@ class Slack:
     client: "WebClient" = field(repr=False)
     channel: str
 
+    def __post_init__(self) -> None:
+        # The SDK would send a message again whose answer was lost. Here it is looked for first.
+        self.client.retry_handlers = []
+
 
 class Outcome(StrEnum):
     """What became of an alert."""
@@ -107,11 +134,19 @@ Capture = Callable[[Alert], str | None]
 """Tells Sentry; answers the event's id, or None when there is none."""
 
 
-def raise_alert(conninfo: str | None, alert: Alert, slack: Slack | None, capture: Capture | None = None) -> Outcome:
+def raise_alert(
+    conninfo: str | None,
+    alert: Alert,
+    slack: Slack | None,
+    capture: Capture | None = None,
+    *,
+    capture_if_waiting: bool = False,
+) -> Outcome:
     """Write the alert, send it to Slack and capture it in Sentry, each once for one occurrence, whoever raises it.
 
     `conninfo` of the ops database and `slack` are None where they could not be found out. If the ops database does
-    not take the alert it is sent all the same, by each who raises it.
+    not take the alert it is sent all the same, by each who raises it. With `capture_if_waiting` Sentry is only told
+    when Slack was not.
     """
     alert = _scrubbed(alert)
     written = False
@@ -121,12 +156,16 @@ def raise_alert(conninfo: str | None, alert: Alert, slack: Slack | None, capture
             written = True
             if slack is not None:
                 _deliver(session, alert.key, slack)
-            if capture is not None:
+            outcome = Outcome.SENT if _state(session, alert)["sent"] else Outcome.WAITING
+            if capture is not None and not (capture_if_waiting and outcome is Outcome.SENT):
                 _capture_once(session, alert, capture)
-            return Outcome.SENT if _state(session, alert)["sent"] else Outcome.WAITING
+            return outcome
     except PaymeOpsError as error:
         _log.error("alert %s: %s", alert.key, error)
-    return Outcome.WAITING if written else _raise_unrecorded(alert, slack, capture)
+    outcome = Outcome.WAITING if written else _send_unrecorded(alert, slack)
+    if capture is not None and not (capture_if_waiting and outcome is Outcome.UNRECORDED):
+        capture(alert)
+    return outcome
 
 
 def write(session: Session, alert: Alert) -> bool:
@@ -134,7 +173,7 @@ def write(session: Session, alert: Alert) -> bool:
 
     Answers whether it is new: an occurrence is written once. Raises psycopg.Error.
     """
-    return session.execute(load("ops/write_alert.sql"), asdict(_scrubbed(alert))).rowcount == 1
+    return _write(session, alert, notice=False)
 
 
 def deliver(conninfo: str, key: str, slack: Slack) -> int:
@@ -192,6 +231,79 @@ def open_alerts(conninfo: str) -> list[OpenAlert]:
     return [OpenAlert(**{**row, "severity": Severity(row["severity"])}) for row in rows]
 
 
+def acknowledge(conninfo: str, key: str, by: str, why: str, slack: Slack | None) -> OpenAlert:
+    """Say that `by` has seen the open alert of `key`, once, in its thread, and why if there is something to say.
+
+    Nobody is reminded of it any more. Answers the alert; its `acknowledged_by` is who came first.
+    Raises SettingsError without a name, NotFound when no alert of that key is open, DatabaseUnavailable, DatabaseError.
+    """
+    by, why = " ".join(scrub(by).split()), " ".join(scrub(why).split())
+    if not by:
+        raise SettingsError("an acknowledgement wants a name", expected="who has seen it", found="none")
+    with _session(conninfo) as session:
+        with session.connection.transaction():
+            told = _open_alert(session, key)
+            new = session.execute(
+                load("ops/acknowledge_alert.sql"), {"key": key, "occurrence": told.occurrence, "by": by, "why": why}
+            ).fetchone()
+            if new is not None:
+                _write(session, _seen(told, new["episode"], by, why), notice=True)
+                told = replace(told, acknowledged_by=by)
+        if new is not None and slack is not None:
+            _deliver(session, key, slack)
+    return told
+
+
+def acknowledged(session: psycopg.Connection[Any], key: str, occurrence: str) -> bool:
+    """Whether somebody has seen that occurrence, or the one that it is a reminder of. Raises psycopg.Error."""
+    found = session.cursor(row_factory=dict_row).execute(
+        load("ops/is_acknowledged.sql"), {"key": key, "occurrence": occurrence}
+    )
+    row = found.fetchone()
+    return row is not None and bool(row["seen"])
+
+
+def covers(silence: str, key: str) -> bool:
+    """Whether a silence of that key, exact or with a * at its end, covers alerts of `key`."""
+    return _matches(silence, key) and not any(_matches(never, key) for never in NEVER_SILENT)
+
+
+def _matches(pattern: str, key: str) -> bool:
+    return key.startswith(pattern[:-1]) if pattern.endswith("*") else key == pattern
+
+
+def _open_alert(session: psycopg.Cursor[DictRow], key: str) -> OpenAlert:
+    rows = session.execute(load("ops/open_alerts.sql")).fetchall()
+    found = {row["key"]: OpenAlert(**{**row, "severity": Severity(row["severity"])}) for row in rows}
+    if key not in found:
+        raise NotFound(
+            f"no alert {key} is open",
+            expected=f"one of: {', '.join(found)}" if found else "nothing: none is open",
+            remedy="see `python -m payme_ops alert list`",
+        )
+    return found[key]
+
+
+def _seen(told: OpenAlert, episode: str, by: str, why: str) -> Alert:
+    return Alert(
+        key=told.key,
+        occurrence=f"{episode}/seen",
+        severity=Severity.INFO,
+        what=f"Seen by {by}",
+        why=why,
+        since=utc_now(),
+        next="",
+        owner=by,
+        runbook="",
+        link="",
+    )
+
+
+def _write(session: Session, alert: Alert, *, notice: bool) -> bool:
+    values = {**asdict(_scrubbed(alert)), "notice": notice}
+    return session.execute(load("ops/write_alert.sql"), values).rowcount == 1
+
+
 def _scrubbed(alert: Alert) -> Alert:
     values: dict[str, Any] = {item.name: getattr(alert, item.name) for item in fields(alert)}
     values |= {name: scrub(value) for name, value in values.items() if type(value) is str}
@@ -219,29 +331,76 @@ def _deliver(session: psycopg.Cursor[DictRow], key: str, slack: Slack) -> int:
     return count
 
 
+@contextmanager
+def _held(session: psycopg.Cursor[DictRow], key: str) -> Iterator[None]:
+    """The key's lock, for the block: whatever is committed in it, and until the session ends at the latest."""
+    session.execute(load("ops/hold_alert_key.sql"), {"key": key})
+    try:
+        yield
+    finally:
+        with suppress(psycopg.Error):  # a session that is lost has freed it
+            session.execute(load("ops/free_alert_key.sql"), {"key": key})
+
+
 def _deliver_next(session: psycopg.Cursor[DictRow], key: str, slack: Slack) -> bool:
-    """Send one, in a transaction of its own: what Slack took is marked before anything else can go wrong."""
+    """Send one. Each statement is a transaction of its own: an attempt is known of before Slack is called, and what
+    Slack took is marked before anything else can go wrong.
+    """
     where = {"key": key, "channel": slack.channel}
-    with session.connection.transaction():
-        session.execute(load("ops/lock_alert_key.sql"), where)
+    with _held(session, key):
         row = session.execute(load("ops/next_unsent_alert.sql"), where).fetchone()
         if row is None:
             return False
         alert = Alert(**{item.name: row[item.name] for item in fields(Alert)})
+        silence = _silence_over(session, key)
+        hushed = silence is not None or row["notice"]
         thread = session.execute(load("ops/alert_thread.sql"), where).fetchone()
-        try:
-            posted = _post(slack, alert, thread)
-        except _NotSent as error:
-            _log.error("alert %s (%s) waits, Slack did not take it: %s", key, alert.occurrence, error)
-            session.execute(load("ops/alert_not_sent.sql"), {"id": row["id"], "error": str(error)})
-            return False
-        session.execute(load("ops/alert_sent.sql"), {**where, "id": row["id"], **posted})
+        if thread is None and silence is not None:
+            thread = session.execute(load("ops/alert_thread.sql"), {**where, "key": silence}).fetchone()
+        posted, note = _posted_before(session, slack, row)
+        if posted is None:
+            thread_ts = thread["thread_ts"] if thread else ""
+            session.execute(load("ops/attempt_alert.sql"), {"id": row["id"], "thread": thread_ts})
+            # The ends of a silence are told to all; else only what comes after a quiet hour.
+            shown = key.startswith("silence:") or (thread is not None and thread["quiet"] >= _QUIET)
+            message = _arguments(alert, note, notice=row["notice"])
+            place = {"thread_ts": thread_ts, "reply_broadcast": shown and not hushed} if thread_ts else {}
+            try:
+                posted = _post(slack, {**message, **place})
+            except _NotSent as error:
+                _log.error("alert %s (%s) waits, Slack did not take it: %s", key, alert.occurrence, error)
+                values = {"id": row["id"], "error": str(error), "maybe": error.maybe}
+                session.execute(load("ops/alert_not_sent.sql"), values)
+                return False
+        session.execute(load("ops/alert_sent.sql"), {**where, "id": row["id"], "hushed": hushed, **posted})
         return True
 
 
+def _silence_over(session: psycopg.Cursor[DictRow], key: str) -> str | None:
+    """The key under which the silence was told that covers `key` now."""
+    silences = session.execute(load("ops/active_silences.sql")).fetchall()
+    return next((f"silence:{one['id']}" for one in silences if covers(one["key"], key)), None)
+
+
+def _posted_before(session: psycopg.Cursor[DictRow], slack: Slack, row: DictRow) -> tuple[dict[str, str] | None, str]:
+    """Where an alert is that was attempted before; or what the next attempt must say."""
+    if row["attempted_at"] is None:
+        return None, ""
+    try:
+        channel = slack.channel
+        if not _CHANNEL_ID.fullmatch(channel):
+            known = session.execute(load("ops/alert_channel.sql"), {"channel": channel}).fetchone()
+            if known is None:
+                raise _NotSent("no message has gone to the channel yet, and its id is not known")
+            channel = known["channel_id"]
+        return _find(slack, channel, row), ""
+    except _NotSent as error:
+        _log.error("alert %s (%s) may have gone out; Slack cannot be asked: %s", row["key"], row["occurrence"], error)
+        return None, _MAY_BE_TWICE
+
+
 def _capture_once(session: psycopg.Cursor[DictRow], alert: Alert, capture: Capture) -> None:
-    with session.connection.transaction():
-        session.execute(load("ops/lock_alert_key.sql"), {"key": alert.key})
+    with _held(session, alert.key):
         if _state(session, alert)["sentry_event_id"] is None and (event_id := capture(alert)):
             session.execute(load("ops/alert_captured.sql"), {**_identity(alert), "event_id": event_id})
 
@@ -253,17 +412,18 @@ def _state(session: psycopg.Cursor[DictRow], alert: Alert) -> DictRow:
     return row
 
 
+_IDENTITY = ("key", "occurrence")
+
+
 def _identity(alert: Alert) -> dict[str, str]:
-    return {"key": alert.key, "occurrence": alert.occurrence}
+    return {name: getattr(alert, name) for name in _IDENTITY}
 
 
-def _raise_unrecorded(alert: Alert, slack: Slack | None, capture: Capture | None) -> Outcome:
-    if capture is not None:
-        capture(alert)
+def _send_unrecorded(alert: Alert, slack: Slack | None) -> Outcome:
     try:
         if slack is None:
             raise _NotSent("its connection is not known")
-        _post(slack, alert, note="The ops database did not take this alert: it may come twice.")
+        _post(slack, _arguments(alert, "The ops database did not take this alert: it may come twice."))
     except _NotSent as error:
         _log.error("alert %s is lost: Slack did not take it either: %s", alert.key, error)
         return Outcome.LOST
@@ -274,37 +434,88 @@ def _raise_unrecorded(alert: Alert, slack: Slack | None, capture: Capture | None
 
 
 class _NotSent(Exception):
-    """Slack did not answer, or refused the message."""
+    """Slack did not answer, or refused. `maybe`: it may have done what it was asked for all the same."""
+
+    def __init__(self, why: str, *, maybe: bool = False) -> None:
+        self.maybe = maybe
+        super().__init__(why)
 
 
-def _post(slack: Slack, alert: Alert, thread: DictRow | None = None, note: str = "") -> dict[str, str]:
-    """One message; answers its `ts` and the `thread_ts` it is in. Raises _NotSent."""
+@contextmanager
+def _asking() -> Iterator[None]:
+    """Slack's errors as ours. Raises _NotSent."""
     from slack_sdk.errors import SlackApiError, SlackClientError
 
-    arguments: dict[str, Any] = {"channel": slack.channel, "text": notification(alert)}
-    arguments |= {"unfurl_links": False, "unfurl_media": False}  # Slack would fetch the links
-    if thread is not None:
-        arguments |= {"thread_ts": thread["thread_ts"], "reply_broadcast": thread["quiet"] >= _QUIET}
-    dressed: dict[str, Any] = {"blocks": blocks(alert, note), "metadata": _metadata(alert)}
     try:
-        try:
-            answer = slack.client.chat_postMessage(**arguments, **dressed)
-        except SlackApiError as error:
-            if error.response.get("error") not in (
-                "invalid_blocks",
-                "invalid_blocks_format",
-                "invalid_metadata_format",
-            ):
-                raise
-            # Slack's limits have changed: plain words are better than silence.
-            answer = slack.client.chat_postMessage(**arguments)
+        yield
     except SlackApiError as error:
-        raise _NotSent(f"status {error.response.status_code}, {error.response.get('error')}") from None
+        status = error.response.status_code
+        raise _NotSent(f"status {status}, {error.response.get('error')}", maybe=status >= 500) from None
     except (SlackClientError, OSError) as error:
-        raise _NotSent(scrub(f"{type(error).__name__}: {error}")) from None
+        # What never reached Slack was not taken; of a connection that broke nobody knows.
+        unreached = isinstance(error, URLError) and isinstance(error.reason, ConnectionRefusedError | socket.gaierror)
+        raise _NotSent(scrub(f"{type(error).__name__}: {error}"), maybe=not unreached) from None
+
+
+def _arguments(alert: Alert, note: str = "", *, notice: bool = False) -> dict[str, Any]:
+    """The message of an alert, for chat.postMessage."""
+    return {
+        "text": notification(alert),
+        "blocks": _notice_blocks(alert) if notice else blocks(alert, note),
+        "metadata": _metadata(alert),
+        "unfurl_links": False,  # Slack would fetch the links
+        "unfurl_media": False,
+    }
+
+
+def _post(slack: Slack, arguments: Mapping[str, Any]) -> dict[str, str]:
+    """One message; answers its `ts`, the `thread_ts` it is in and the `channel_id`. Raises _NotSent."""
+    from slack_sdk.errors import SlackApiError
+
+    arguments = {"channel": slack.channel, **arguments}
+    with _asking():
+        try:
+            answer = slack.client.chat_postMessage(**arguments)
+        except SlackApiError as error:
+            # Slack's limits have changed: plain words are better than silence.
+            gone = {
+                "invalid_blocks": "blocks",
+                "invalid_blocks_format": "blocks",
+                "invalid_metadata_format": "metadata",
+            }
+            if (refused := gone.get(str(error.response.get("error")))) is None:
+                raise
+            plain = {name: value for name, value in arguments.items() if name != refused}
+            answer = slack.client.chat_postMessage(**plain)
     # A reply whose first message was deleted goes to the channel, which only shows here. It begins the new thread.
     message = answer.get("message") or {}
-    return {"ts": answer["ts"], "thread_ts": message.get("thread_ts") or answer["ts"]}
+    return _place({**message, "ts": answer["ts"]}, str(answer.get("channel") or ""))
+
+
+def _find(slack: Slack, channel_id: str, row: DictRow) -> dict[str, str] | None:
+    """The message of an alert in Slack, wherever it was attempted; None when it is not there. Raises _NotSent."""
+    page: dict[str, Any] = {"channel": channel_id, "include_all_metadata": True, "limit": _PAGE}
+    page["oldest"] = f"{(row['attempted_at'] - _SKEW).timestamp():.6f}"
+    in_thread = row["attempted_in"]
+    for _ in range(_MAX_PAGES):
+        with _asking():
+            if in_thread:
+                answer = slack.client.conversations_replies(ts=in_thread, **page)
+            else:
+                answer = slack.client.conversations_history(**page)
+        for message in answer.get("messages") or []:
+            metadata = message.get("metadata") or {}
+            told = metadata.get("event_payload") or {}
+            if metadata.get("event_type") == _EVENT and all(told.get(name) == row[name] for name in _IDENTITY):
+                return _place(message, channel_id)
+        page["cursor"] = (answer.get("response_metadata") or {}).get("next_cursor") or ""
+        if not page["cursor"]:
+            return None
+    raise _NotSent(f"more than {_PAGE * _MAX_PAGES} messages have come since")
+
+
+def _place(message: Mapping[str, Any], channel_id: str) -> dict[str, str]:
+    return {"ts": message["ts"], "thread_ts": message.get("thread_ts") or message["ts"], "channel_id": channel_id}
 
 
 def notification(alert: Alert) -> str:
@@ -332,9 +543,21 @@ def blocks(alert: Alert, note: str = "") -> list[dict[str, Any]]:
     return [*built, {"type": "context", "elements": [_mrkdwn(_fit(text, _MAX_CONTEXT)) for text in context]}]
 
 
+def _notice_blocks(alert: Alert) -> list[dict[str, Any]]:
+    """Who has seen an alert: one line, which must not look like an alert."""
+    why = f": {_fit(alert.why, _MAX_SECTION // 2)}" if alert.why else ""
+    return [
+        _section(f":eyes: *{_fit(alert.what, _MAX_SECTION // 2)}*{why}"),
+        {
+            "type": "context",
+            "elements": [_mrkdwn(_fit(f"Nobody is reminded of it any more · {alert.key}", _MAX_CONTEXT))],
+        },
+    ]
+
+
 def _metadata(alert: Alert) -> dict[str, Any]:
     # By these a later sender can find out whether a message went out.
-    return {"event_type": "payme_ops_alert", "event_payload": {**_identity(alert), "severity": alert.severity}}
+    return {"event_type": _EVENT, "event_payload": {**_identity(alert), "severity": alert.severity}}
 
 
 def _section(text: str) -> dict[str, Any]:

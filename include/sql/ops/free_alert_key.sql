@@ -1,0 +1,1 @@
+SELECT pg_advisory_unlock(hashtextextended('payme_ops alert ' || %(key)s, 0))

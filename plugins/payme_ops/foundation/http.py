@@ -79,16 +79,21 @@ def call(
     # What is shorter is no token, and would be taken out of every word.
     if len(token := authorization.rpartition(" ")[2]) >= _MIN_TOKEN:
         data = data.replace(token.encode(), SECRET.encode())
+    return parse(answer.status, answer.headers, data, time.monotonic() - begun)
+
+
+def parse(status: int, headers: Mapping[str, str], data: bytes, seconds: float) -> Answer:
+    """The answer whose body is `data`."""
     try:
         found = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     return Answer(
-        answer.status,
+        status,
         found if isinstance(found, dict) else {},
         found if isinstance(found, list) else [],
-        {name.lower(): value for name, value in answer.headers.items()},
-        time.monotonic() - begun,
+        {name.lower(): value for name, value in headers.items()},
+        seconds,
     )
 
 

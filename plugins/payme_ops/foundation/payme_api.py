@@ -125,7 +125,11 @@ def version(api: PaymeApi) -> Version:
 
 def metrics(url: str) -> Metrics:
     """What the replica at that base URL runs, and what the database refused it."""
-    said = http.expect(_SERVICE, "GET", f"{url}/metrics")
+    return read_metrics(http.expect(_SERVICE, "GET", f"{url}/metrics"))
+
+
+def read_metrics(said: Mapping[str, Any]) -> Metrics:
+    """The body of /metrics. Raises ServiceRefused."""
     found, errors = said.get("version"), said.get("database_errors")
     if not isinstance(found, str) or not found:
         raise _unknown('"version"', _parts(said))

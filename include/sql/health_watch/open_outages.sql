@@ -1,0 +1,16 @@
+-- What is on, with what has been told of it, and whether somebody said that they have seen it.
+SELECT
+    o.*,
+    ARRAY(
+        SELECT a.occurrence FROM ops.alerts AS a
+        WHERE a.key = 'health:' || o.subject
+            AND (a.occurrence = 'outage/' || o.id OR starts_with(a.occurrence, 'outage/' || o.id || '/'))
+    ) AS told,
+    EXISTS (
+        SELECT FROM ops.alert_acknowledgements AS seen
+        WHERE seen.key = 'health:' || o.subject
+            AND (seen.episode = 'outage/' || o.id OR starts_with(seen.episode, 'outage/' || o.id || '/'))
+    ) AS acknowledged
+FROM ops.outages AS o
+WHERE o.ended_at IS NULL
+ORDER BY o.id

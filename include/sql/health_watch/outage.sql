@@ -1,0 +1,1 @@
+SELECT * FROM ops.outages WHERE id = %(id)s

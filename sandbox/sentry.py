@@ -6,28 +6,30 @@
 their check-ins, which come in envelopes or by /api/<project>/cron/<monitor>/<key>/?status=ok. `GET /events.json` gives
 the events, `GET /items.json` every envelope item (check-ins, sessions, transactions, client reports) as it came.
 
-Project 2 is the application's: of it, organization `payme` has Sentry's read API (events-stats, issues, events), which
-wants a bearer token. `POST /quota {"full": true}` makes it take events and drop them.
+Project 1 is Airflow's, project 2 the application's. Sentry's own API below /api/0/ is in sandbox/sentry_api.py; `POST
+/access` says what tokens may do and how long its pages are. `POST /quota {"full": true}` makes it take events and drop
+them.
 """
 
-import hashlib
 import html
 import json
 import re
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from sandbox import sentry_api
+from sandbox.sentry_api import issue_of, title_of
 from sandbox.standin import Answer, Journal, Record, Refused, Request, Server, main, page
 
 _EAT = ZoneInfo("Africa/Nairobi")
 _INGEST = re.compile(r"/api/(\d+)/(envelope|store)/")
 _CHECK_IN = re.compile(r"/api/(\d+)/cron/([a-z0-9_-]+)/\w+/")
-_READ = re.compile(r"/api/0/(organizations|projects)/payme/(.+)/")
+_API = re.compile(r"/api/0/((?:organizations|projects)/.+)/")
 _STATUSES = ("ok", "error", "in_progress")
 _EVENT_PAGE = re.compile(r"/events/([0-9a-f]{32})")
 _SHOWN_BREADCRUMBS = 30
@@ -36,12 +38,16 @@ _SHOWN_CHECK_INS = 20
 
 def make_server(port: int, state: Path) -> Server:
     """A server on 127.0.0.1 (port 0: any free one), not yet serving."""
-    journal, quota = Journal(state), {"full": False}
+    journal, quota, access = Journal(state), {"full": False}, sentry_api.Access()
 
     def route(request: Request) -> Answer:
         if request.method == "POST" and request.path == "/quota":
             quota["full"] = request.json().get("full") is True
             return Answer(quota)
+        if request.method == "POST" and request.path == "/access":
+            return sentry_api.control(access, request)
+        if found := _API.fullmatch(request.path):
+            return sentry_api.answer(journal, access, request, found[1])
         if quota["full"] and request.method == "POST" and _INGEST.fullmatch(request.path):
             return Answer({})  # as Sentry does: taken, and dropped
         return _route(journal, request)
@@ -54,8 +60,6 @@ def _route(journal: Journal, request: Request) -> Answer:
         return _ingest(journal, request, found[1], found[2])
     if request.method in ("GET", "POST") and (found := _CHECK_IN.fullmatch(request.path)):
         return _check_in(journal, request, found[1], found[2])
-    if request.method == "GET" and (found := _READ.fullmatch(request.path)):
-        return _read(journal, request, found[2].split("/"))
     if request.method == "GET":
         return _page(journal, request)
     raise Refused(404, {"detail": f"nothing at {request.method} {request.path}"})
@@ -72,48 +76,12 @@ def _page(journal: Journal, request: Request) -> Answer:
         case path if found := _EVENT_PAGE.fullmatch(path):
             for record in _events(journal):
                 if record["payload"].get("event_id") == found[1]:
-                    return page(_title(record["payload"])[0], _STYLE, _render_event(record))
+                    return page(title_of(record["payload"])[0], _STYLE, _render_event(record))
     raise Refused(404, {"detail": f"nothing at {request.method} {request.path}"})
 
 
 def _events(journal: Journal) -> list[Record]:
     return [record for record in journal.records() if record["type"] == "event"]
-
-
-def _read(journal: Journal, request: Request, parts: list[str]) -> Answer:
-    """Sentry's own API, as much of it as is asked; the projects are the DSNs' numbers, here all one."""
-    if not request.headers.get("Authorization", "").startswith("Bearer "):
-        raise Refused(401, {"detail": "Authentication credentials were not provided."})
-    events = [one for one in _events(journal) if one["project"] == "2"]
-    errors = [one for one in events if (one["payload"].get("tags") or {}).get("payme_ops.sentinel") != "true"]
-    match parts:
-        case ["events-stats"]:
-            since, until = (_moment(request.query.get(name, "")) for name in ("start", "end"))
-            minutes = Counter(_moment(one["received"]).replace(second=0, microsecond=0) for one in errors)
-            first = since.replace(second=0, microsecond=0)
-            count = int((until - first).total_seconds() // 60) + 1
-            at = [first + timedelta(minutes=number) for number in range(min(count, 10_000))]
-            return Answer({"data": [[int(one.timestamp()), [{"count": minutes[one]}]] for one in at]})
-        case [_, "issues"]:
-            found = re.search(r"firstSeen:>=(\S+)", request.query.get("query", ""))
-            since = _moment(found[1]) if found else datetime.min.replace(tzinfo=UTC)
-            first_seen: dict[str, Record] = {}
-            for one in errors:
-                first_seen.setdefault(issue_of(one["payload"]), one)
-            new = {key: one for key, one in first_seen.items() if _moment(one["received"]) >= since}
-            return Answer([{"id": key, "title": _title(one["payload"])[0]} for key, one in new.items()])
-        case [_, "events", event]:
-            if any(one["payload"].get("event_id") == event for one in events):
-                return Answer({"eventID": event})
-    raise Refused(404, {"detail": "The requested resource does not exist"})
-
-
-def _moment(text: str) -> datetime:
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise Refused(400, {"detail": "invalid time"}) from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 # -- taking in --------------------------------------------------------------------------------------------------
@@ -188,36 +156,9 @@ def _payload(data: bytes) -> Any:
 # -- issues and events as pages ---------------------------------------------------------------------------------
 
 
-def issue_of(event: Mapping[str, Any]) -> str:
-    """Key of the issue an event belongs to: its fingerprint, or else type and place of its error."""
-    title, culprit = _title(event)
-    parts = event.get("fingerprint") or ["{{ default }}"]
-    default = f"{title.partition(':')[0]} {culprit}"
-    text = "\0".join(str(part).replace("{{ default }}", default) for part in parts)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _title(event: Mapping[str, Any]) -> tuple[str, str]:
-    """Headline and place of an event."""
-    values = _values(event.get("exception"))
-    if values:
-        last = values[-1]
-        return f"{last.get('type', 'Error')}: {last.get('value') or ''}", str(event.get("transaction") or _place(last))
-    entry = event.get("logentry") or {}
-    message = entry.get("formatted") or entry.get("message") or event.get("message") or "(no message)"
-    return str(message), str(event.get("transaction") or event.get("logger") or "")
-
-
 def _values(part: object) -> list[dict[str, Any]]:
     values = part.get("values", []) if isinstance(part, dict) else part
     return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
-
-
-def _place(error: Mapping[str, Any]) -> str:
-    frames = (error.get("stacktrace") or {}).get("frames") or []
-    if not frames:
-        return ""
-    return f"{frames[-1].get('module') or frames[-1].get('filename') or '?'} in {frames[-1].get('function')}"
 
 
 def _time(text: object) -> str:
@@ -237,7 +178,9 @@ def _render_issues(records: list[Record]) -> str:
             issues.setdefault(issue_of(record["payload"]), []).append(record)
     newest_first = sorted(issues.values(), key=lambda events: events[-1]["received"], reverse=True)
     rows = "".join(_issue_row(events) for events in newest_first)
-    others = Counter(record["type"] for record in records if record["type"] not in ("event", "check_in"))
+    others = Counter(
+        record["type"] for record in records if record["type"] not in ("event", "check_in", sentry_api.RULE)
+    )
     told = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items())) or "none"
     head = "<tr><th>Issue</th><th>Events</th><th>First seen</th><th>Last seen</th></tr>"
     table = f"<table><thead>{head}</thead>{rows}</table>" if rows else '<p class="empty">No events yet.</p>'
@@ -278,7 +221,7 @@ _DOT = {"ok": "good", "in_progress": "info"}
 
 def _issue_row(events: list[Record]) -> str:
     event = events[-1]["payload"]
-    title, culprit = _title(event)
+    title, culprit = title_of(event)
     head, _, rest = title.partition(": ")
     return (
         f'<tr><td><span class="level {html.escape(str(event.get("level", "error")))}"></span>'
@@ -291,7 +234,7 @@ def _issue_row(events: list[Record]) -> str:
 
 def _render_event(record: Record) -> str:
     event = record["payload"]
-    title, culprit = _title(event)
+    title, culprit = title_of(event)
     head, _, rest = title.partition(": ")
     errors = "".join(_render_error(value) for value in reversed(_values(event.get("exception"))))
     crumbs = _values(event.get("breadcrumbs"))[-_SHOWN_BREADCRUMBS:]

@@ -2,7 +2,8 @@
 
 Everything is on 127.0.0.1. What came in is appended to a file of JSON lines at once, so that a kill loses nothing,
 and is read again at the next start. `POST /control {"fail": 503, "count": 2}` makes the next two calls of the
-service's own API fail with that status; without `count` they fail until `{"fail": null}`.
+service's own API fail with that status; without `count` they fail until `{"fail": null}`. With `path` only calls to a
+path that contains it fail, and `headers` are sent with the failure.
 """
 
 import argparse
@@ -73,6 +74,8 @@ class Failing:
 
     status: int | None = None
     count: int | None = None
+    path: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def set(self, request: Mapping[str, Any]) -> None:
@@ -83,11 +86,12 @@ class Failing:
             raise Refused(400, {"error": 'expected {"fail": 400 to 599 or null, "count": number, optional}'})
         with self._lock:
             self.status, self.count = status, count
+            self.path, self.headers = str(request.get("path") or ""), dict(request.get("headers") or {})
 
-    def take(self) -> int | None:
+    def take(self, path: str = "") -> int | None:
         """The status this call must fail with, or None."""
         with self._lock:
-            if self.status is None or self.count == 0:
+            if self.status is None or self.count == 0 or self.path not in path:
                 return None
             if self.count is not None:
                 self.count -= 1
@@ -146,8 +150,8 @@ class Server(ThreadingHTTPServer):
                 asked = None
             self.failing.set(asked if isinstance(asked, dict) else {})
             return Answer({"fail": self.failing.status, "count": self.failing.count})
-        if self.is_api(request.path) and (status := self.failing.take()) is not None:
-            headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 429 else {}
+        if self.is_api(request.path) and (status := self.failing.take(request.path)) is not None:
+            headers = self.failing.headers or ({"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 429 else {})
             return Answer(self.failed, status, headers=headers)
         return self.route(request)
 
@@ -165,6 +169,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve()
 
     def do_PATCH(self) -> None:
+        self._serve()
+
+    def do_PUT(self) -> None:
+        self._serve()
+
+    def do_DELETE(self) -> None:
         self._serve()
 
     def _serve(self) -> None:

@@ -39,9 +39,12 @@ class StandIn:
         assert status == 200, (path, status, body)
         return body
 
-    def fail(self, status: int | None, count: int | None = None) -> None:
-        """Make its API fail, or work again."""
-        assert call("POST", f"{self.url}/control", {"fail": status, "count": count})[0] == 200
+    def fail(
+        self, status: int | None, count: int | None = None, path: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        """Make its API fail (calls whose path contains `path`), or work again."""
+        asked = {"fail": status, "count": count, "path": path, "headers": headers}
+        assert call("POST", f"{self.url}/control", asked)[0] == 200
 
     @property
     def messages(self) -> list[dict[str, Any]]:

@@ -409,8 +409,9 @@ def _settings(root: Path, keys: Path) -> dict[str, str]:
 
 def _watchdog(root: Path, ports: Mapping[str, int], passwords: Mapping[str, str]) -> dict[str, str]:
     """What it needs besides: Slack without Airflow, and a heartbeat monitor, which is one of Sentry's here."""
-    token = root / "slack_token"
+    token, auditor = root / "slack_token", root / "airflow_password"
     _write_private(token, passwords["slack.token"] + "\n")
+    _write_private(auditor, passwords[f"airflow.{AUDITOR}"] + "\n")
     apis = {}
     for name, variable in (("payme_api", "API"), ("payme_api_staging", "STAGING_API")):
         file = root / f"{name}_token"
@@ -422,6 +423,8 @@ def _watchdog(root: Path, ports: Mapping[str, int], passwords: Mapping[str, str]
         "PAYME_OPS__SLACK__TOKEN_FILE": str(token),
         "PAYME_OPS__SLACK__API_URL": f"http://127.0.0.1:{ports['slack']}/api/",
         "PAYME_OPS__WATCHDOG__AIRFLOW_URL": f"http://127.0.0.1:{ports['airflow']}",
+        "PAYME_OPS__WATCHDOG__AIRFLOW_LOGIN": AUDITOR,
+        "PAYME_OPS__WATCHDOG__AIRFLOW_PASSWORD_FILE": str(auditor),
         "PAYME_OPS__WATCHDOG__HEARTBEAT_URL": f"http://127.0.0.1:{ports['sentry']}/{monitor}",
         **apis,
     }

@@ -47,6 +47,7 @@ def test_secrets_are_private_whatever_the_umask(built: World) -> None:
     private = [
         built.credentials,
         *(built.root / name for name in ("pgpass", "pg_service.conf", "aws_config", "aws_credentials", "slack_token")),
+        built.root / "airflow_password",
         *(built.root / "keys" / name for name in ("recovery.age-identity", "drill.age-identity", "signing.pem")),
         built.root / "airflow" / "logins.json",
     ]

@@ -14,7 +14,20 @@ import sys
 import typer
 
 from payme_ops.backup import preflight
-from payme_ops.cli import backup, copies, doors, env, freshness, migration, proof, record, retention, rollback, watchdog
+from payme_ops.cli import (
+    backup,
+    copies,
+    doors,
+    env,
+    freshness,
+    migration,
+    monitoring,
+    proof,
+    record,
+    retention,
+    rollback,
+    watchdog,
+)
 from payme_ops.cli.backup import AsJson
 from payme_ops.cli.tables import evidence_json, evidence_table
 from payme_ops.foundation import opsdb
@@ -42,6 +55,7 @@ backup.app.command("retrieve")(copies.backup_retrieve)
 backup.app.command("retention")(retention.backup_retention)
 backup.app.command("undelete")(retention.backup_undelete)
 backup.app.command("status")(freshness.backup_status)
+app.command("uptime")(monitoring.uptime)
 app.command("watchdog")(watchdog.watchdog)
 app.add_typer(migration.app, name="migration")
 app.add_typer(env.app, name="env")
@@ -73,6 +87,7 @@ def doctor(*, as_json: AsJson = False) -> None:
     """Run every check of the desk and say what to do about what is red. Exit code 3 when something is."""
     desk, actor = doors.desk(), doors.run_name()
     found = preflight.examine(desk, actor=actor, for_run=False) + env.of_doctor(desk.settings.profile, actor)
+    found += monitoring.of_doctor(desk.settings, actor)
     if as_json:
         typer.echo(json.dumps([evidence_json(item) for item in found], indent=1))
     else:

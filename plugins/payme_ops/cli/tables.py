@@ -1,14 +1,15 @@
-"""What people see of backups and evidence on a terminal."""
+"""What people see of backups, evidence and uptime on a terminal."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from rich.table import Table
 
 from payme_ops.backup.catalogue import Entry, State
 from payme_ops.backup.manifest import Manifest
-from payme_ops.foundation.clock import show
+from payme_ops.foundation.clock import show, span
 from payme_ops.foundation.evidence import Evidence, Verdict, plain
 from payme_ops.foundation.progress import size
+from payme_ops.monitoring.uptime import Figures, Period, Report, Row
 
 _VERDICT = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow", Verdict.BYPASSED: "magenta"}
 _STATE = {
@@ -112,3 +113,90 @@ def evidence_json(item: Evidence) -> dict[str, object]:
         "source": item.source,
         "remedy": item.remedy,
     }
+
+
+def uptime_table(found: Report) -> Table:
+    """Uptime by day or month; what nobody has seen is not known."""
+    table = Table(title=f"Uptime of {found.subject}", title_justify="left", box=None, padding=(0, 1), pad_edge=False)
+    left = (found.period.value, "outages")
+    numbers = ("uptime", "coverage", "looks", "unhealthy", "unknown", "p50 ms", "p95 ms", "p99 ms", "its own p95")
+    for heading in (left[0], *numbers, left[1]):
+        table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
+    for row in found.rows:
+        table.add_row(*_uptime_row(found.period, row))
+    return table
+
+
+def _uptime_row(period: Period, row: Row) -> list[str]:
+    one = row.figures
+    times = [f"{ms:.0f}" if ms is not None else "" for ms in (one.p50, one.p95, one.p99, one.app_p95)]
+    up, covered = _percent(one.healthy, one.taken), _percent(one.taken, one.expected)
+    return [
+        f"{one.begins:%Y-%m}" if period is Period.MONTH else f"{one.begins}",
+        "not known" if up is None else f"{up:.3f} %",
+        "" if covered is None else f"{covered:.1f} %",
+        f"{one.taken:,} of {one.expected:,}",
+        f"{one.unhealthy:,}" if one.taken else "",
+        f"{one.unknown:,}" if one.taken else "",
+        *times,
+        ", ".join(f"{each.count} {each.kind}, {span(timedelta(seconds=each.seconds))}" for each in row.outages),
+    ]
+
+
+def uptime_gaps(found: Report) -> str:
+    """What stands below that table: when nobody looked, and what the figures are of."""
+    if found.first_at is None:
+        return f"Not known: nobody has looked at {found.subject} yet.\n"
+    step = found.interval.total_seconds()
+    lines = [
+        f"Looks every {step:g} s, the first {show(found.first_at)}. Uptime: healthy looks among those taken."
+        f" Times: of healthy answers. Days are EAT's."
+    ]
+    lines += [
+        f"Nobody looked from {show(gap.begins)} to {'now' if gap.open else show(gap.ends)} ({span(gap.length)})"
+        for gap in found.gaps
+    ]
+    return "\n".join([*lines, "" if found.gaps else "Somebody looked all the time.\n"])
+
+
+def uptime_json(found: Report) -> dict[str, object]:
+    """The same for machines; null is not known."""
+    return {
+        "subject": found.subject,
+        "period": found.period,
+        "interval_seconds": found.interval.total_seconds(),
+        "first_look": found.first_at.isoformat() if found.first_at else None,
+        "periods": [_period_json(row) for row in found.rows],
+        "gaps": [
+            {
+                "from": gap.begins.isoformat(),
+                "to": None if gap.open else gap.ends.isoformat(),
+                "seconds": gap.length.total_seconds(),
+            }
+            for gap in found.gaps
+        ],
+    }
+
+
+def _period_json(row: Row) -> dict[str, object]:
+    one: Figures = row.figures
+    return {
+        "begins": one.begins.isoformat(),
+        "uptime_percent": _percent(one.healthy, one.taken),
+        "coverage_percent": _percent(one.taken, one.expected),
+        "expected": one.expected,
+        "taken": one.taken,
+        "healthy": one.healthy,
+        "unhealthy": one.unhealthy,
+        "unknown": one.unknown,
+        "p50_ms": one.p50,
+        "p95_ms": one.p95,
+        "p99_ms": one.p99,
+        "application_p95_ms": one.app_p95,
+        "outages": [{"kind": each.kind, "count": each.count, "seconds": each.seconds} for each in row.outages],
+    }
+
+
+def _percent(part: int, whole: int) -> float | None:
+    """Cut after three digits, not rounded: one bad look of a month is no 100 %."""
+    return part * 100_000 // whole / 1000 if whole else None

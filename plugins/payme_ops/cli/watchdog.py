@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from payme_ops.backup import freshness
-from payme_ops.cli import doors
+from payme_ops.cli import doors, monitoring
 from payme_ops.foundation import alert, lease, settings
 from payme_ops.foundation.alert import Alert, Severity, Slack
 from payme_ops.foundation.clock import utc_now
@@ -15,7 +15,7 @@ from payme_ops.foundation.errors import SettingsError
 from payme_ops.foundation.evidence import Evidence, Verdict, plain
 from payme_ops.foundation.payme_api import PaymeApi
 from payme_ops.foundation.settings import Profile, Settings
-from payme_ops.monitoring import airflow_health
+from payme_ops.monitoring import airflow_health, last_looks
 from payme_ops.monitoring import watchdog as watching
 from payme_ops.monitoring.watchdog import Round, Sign, Silences
 from payme_ops.release import orders
@@ -39,13 +39,19 @@ def watchdog() -> None:
     def silences() -> Silences:  # each round its own: they run in threads
         return Silences(doors.OPS, slack, config.alert.owner)
 
-    airflow, alerts, backups, stopped = silences(), silences(), silences(), silences()
-    half_a_minute, apis = timedelta(seconds=30), _apis(config)
+    airflow, alerts, backups, stopped, looks = (silences() for _ in range(5))
+    half_a_minute, apis, known = timedelta(seconds=30), _apis(config), monitoring.airflow(config)
+    endpoints, begun = list(config.monitoring.endpoints), utc_now()
     rounds = [
         Round("airflow", half_a_minute, lambda: airflow.take(airflow_health.look(url))),
         Round("alerts", half_a_minute, lambda: alerts.take(watching.resend(doors.OPS, slack))),
         Round("freshness", timedelta(minutes=5), lambda: backups.take(_freshness(config, url))),
         Round("reminders", half_a_minute, lambda: watching.remind(doors.OPS, slack, config.alert.owner)),
+        Round(
+            "looks",
+            timedelta(seconds=15),
+            lambda: looks.take([last_looks.look(doors.OPS, endpoints, known, begun, utc_now())]),
+        ),
         Round("orders", timedelta(seconds=15), lambda: take_orders_again(doors.OPS, apis, stopped, slack, config)),
     ]
     watching.run(rounds, heartbeat, threading.Event())

@@ -1,4 +1,4 @@
-"""Airflow's API, read by an account that may only read: its event log, and the tasks of runs as they stand.
+"""Airflow's API, read by an account that may only read: its event log, tasks of runs as they stand, what is paused.
 
 The log has two kinds of entries. People's calls are written before they are checked, so a refused one is there, too;
 `extra` is what the call was given. What a task came to is written when the task itself says so, and only then: nobody
@@ -71,6 +71,19 @@ def sign_in(api: AirflowApi) -> Reader:
     body = {"username": api.login, "password": api.password}
     answer = http.expect(_SERVICE, "POST", f"{api.url}/auth/token", body=body)
     return Reader(api.url, str(answer.get("access_token", "")))
+
+
+def is_paused(reader: Reader, dag: str) -> bool | None:
+    """Whether a DAG is paused; None where there is none, or its file is gone. Raises as `sign_in`."""
+    url = f"{reader.url}/api/v2/dags/{dag}"
+    answer = http.call(_SERVICE, "GET", url, authorization=f"Bearer {reader.token}")
+    if answer.status == 404:
+        return None
+    http.require_yes(_SERVICE, "GET", url, answer)
+    paused = answer.body.get("is_paused")
+    if not isinstance(paused, bool):
+        raise _not_understood('"is_paused"', "something else")
+    return None if answer.body.get("is_stale") else paused
 
 
 def calls(reader: Reader, kinds: Collection[str], since: datetime) -> list[Event]:

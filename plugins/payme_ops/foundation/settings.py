@@ -227,6 +227,12 @@ class WatchdogSettings(_Group):
         pattern=r"^$|^https?://\S+[^/\s]$",
         description="Base URL of Airflow's API server, without a slash at its end: whose health the watchdog asks for.",
     )
+    airflow_login: str = Field(
+        default="",
+        description="Account that only reads Airflow's API, as of the connection payme_airflow_api: to see what is"
+        " paused; empty: whoever is on call looks.",
+    )
+    airflow_password_file: Path | None = Field(default=None, description="File with that account's password.")
     heartbeat_url: str = Field(
         default="",
         repr=False,

@@ -146,13 +146,15 @@ def subjects(ops: str) -> list[str]:
 
 
 def require_known(name: str, known: Sequence[str]) -> None:
-    """Raises NotFound that names those who are known."""
-    if name not in known:
-        raise NotFound(
-            f"nobody looks at {name}",
-            expected=f"one of {', '.join(known)}" if known else "an endpoint that is configured, and there is none",
-            remedy="name one of them; PAYME_OPS__MONITORING__ENDPOINTS says who is looked at",
-        )
+    """`name`, or with "" anybody at all. Raises NotFound that names those who are known."""
+    if name in known or (known and not name):
+        return
+    raise NotFound(
+        f"nobody looks at {name or 'any application'}",
+        expected=f"one of {', '.join(known)}" if known else "an endpoint that is or was configured",
+        found=f"{name or 'none'}",
+        remedy="PAYME_OPS__MONITORING__ENDPOINTS says who is looked at",
+    )
 
 
 def report(ops: str, subject: str, period: Period, count: int, interval: timedelta, now: datetime) -> Report:

@@ -12,7 +12,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -227,7 +227,12 @@ def open_alerts(conninfo: str) -> list[OpenAlert]:
     Raises DatabaseUnavailable, DatabaseError.
     """
     with _session(conninfo) as session:
-        rows = session.execute(load("ops/open_alerts.sql")).fetchall()
+        return open_in(session.connection)
+
+
+def open_in(connection: psycopg.Connection[Any]) -> list[OpenAlert]:
+    """The same, in the caller's transaction. Raises psycopg.Error."""
+    rows = connection.cursor(row_factory=dict_row).execute(load("ops/open_alerts.sql")).fetchall()
     return [OpenAlert(**{**row, "severity": Severity(row["severity"])}) for row in rows]
 
 
@@ -242,13 +247,13 @@ def acknowledge(conninfo: str, key: str, by: str, why: str, slack: Slack | None)
         raise SettingsError("an acknowledgement wants a name", expected="who has seen it", found="none")
     with _session(conninfo) as session:
         with session.connection.transaction():
-            told = _open_alert(session, key)
+            told = _open_alert(open_in(session.connection), key)
             new = session.execute(
                 load("ops/acknowledge_alert.sql"), {"key": key, "occurrence": told.occurrence, "by": by, "why": why}
             ).fetchone()
             if new is not None:
                 _write(session, _seen(told, new["episode"], by, why), notice=True)
-                told = replace(told, acknowledged_by=by)
+            told = _open_alert(open_in(session.connection), key)  # who came first
         if new is not None and slack is not None:
             _deliver(session, key, slack)
     return told
@@ -272,9 +277,8 @@ def _matches(pattern: str, key: str) -> bool:
     return key.startswith(pattern[:-1]) if pattern.endswith("*") else key == pattern
 
 
-def _open_alert(session: psycopg.Cursor[DictRow], key: str) -> OpenAlert:
-    rows = session.execute(load("ops/open_alerts.sql")).fetchall()
-    found = {row["key"]: OpenAlert(**{**row, "severity": Severity(row["severity"])}) for row in rows}
+def _open_alert(all_open: list[OpenAlert], key: str) -> OpenAlert:
+    found = {one.key: one for one in all_open}
     if key not in found:
         raise NotFound(
             f"no alert {key} is open",

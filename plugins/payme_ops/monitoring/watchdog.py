@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from payme_ops.foundation import alert, approvals, http
+from payme_ops.foundation import alert, approvals, http, silences
 from payme_ops.foundation.alert import Alert, Outcome, Severity, Slack
 from payme_ops.foundation.approvals import Reminder
 from payme_ops.foundation.clock import show, utc_now
@@ -130,6 +130,7 @@ class Silences:
 def resend(ops: str, slack: Slack) -> list[Sign]:
     """Send what Slack has not taken yet; how the ops database is. Raises Unavailable when alerts still wait."""
     try:
+        silences.tell_ended(ops, slack)
         alert.send_pending(ops, slack)
         waiting = alert.waiting(ops)
     except (DatabaseUnavailable, DatabaseError) as error:

@@ -1,0 +1,256 @@
+"""An alert that may have gone out is looked for in Slack before it is sent again; who has seen one is said once."""
+
+import signal
+import socketserver
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from slack_sdk import WebClient
+
+from payme_ops.foundation import alert
+from payme_ops.foundation.alert import Alert, Outcome, Severity, Slack, raise_alert, send_pending
+from payme_ops.foundation.errors import NotFound, SettingsError
+from sandbox import postgres
+from tests.support.ops import ops_database
+from tests.support.standins import CHANNEL, StandIn, slack_stand_in
+
+ALERT = Alert(
+    key="health:production",
+    occurrence="outage/7",
+    severity=Severity.CRITICAL,
+    what="production is down",
+    why="no answer",
+    since=datetime(2026, 11, 23, 23, 0, 13, tzinfo=UTC),
+    next="Read the runbook",
+    owner="payme-ops on call",
+    runbook="",
+    link="",
+)
+# Sends like anybody, and is killed when Slack has taken the message.
+KILLED = """
+import os, signal, sys
+from datetime import UTC, datetime
+from slack_sdk import WebClient
+from payme_ops.foundation import alert
+
+ops, url, channel, key, occurrence = sys.argv[1:]
+client = WebClient("xoxb-test", base_url=url + "/api/")
+post = client.chat_postMessage
+
+def post_and_die(**message):
+    post(**message)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+client.chat_postMessage = post_and_die
+alert.raise_alert(ops, alert.Alert(
+    key=key, occurrence=occurrence, severity=alert.Severity.CRITICAL, what="production is down", why="no answer",
+    since=datetime.now(UTC), next="look", owner="on call", runbook="", link="",
+), alert.Slack(client, channel))
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[postgres.Cluster]:
+    with postgres.temporary_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def ops(server: postgres.Cluster) -> Iterator[str]:
+    """Conninfo of a fresh ops database."""
+    with ops_database(server) as conninfo:
+        yield conninfo
+
+
+@pytest.fixture
+def slack(tmp_path: Path) -> Iterator[StandIn]:
+    with slack_stand_in(tmp_path) as running:
+        yield running
+
+
+def killed_after_the_post(ops: str, slack: StandIn, told: Alert = ALERT, channel: str = CHANNEL) -> None:
+    arguments = [ops, slack.url, channel, told.key, told.occurrence]
+    ended = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=postgres.PROJECT / "plugins", check=False)
+    assert ended.returncode == -signal.SIGKILL
+
+
+def open_keys(ops: str) -> dict[str, str]:
+    return {one.key: one.acknowledged_by for one in alert.open_alerts(ops)}
+
+
+def notes(message: dict[str, Any]) -> list[str]:
+    return [element["text"] for element in message["blocks"][-1]["elements"][1:]]
+
+
+@pytest.mark.parametrize("channel", [CHANNEL, "C0PAYMEOPS9"])
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_killed_between_the_post_and_the_commit_it_is_there_once(
+    ops: str, slack: StandIn, channel: str, in_thread: bool
+) -> None:
+    client = replace(slack.client(), channel=channel)
+    first = replace(ALERT, key=ALERT.key if in_thread else "another", occurrence="outage/6")
+    assert raise_alert(ops, first, client) is Outcome.SENT
+    killed_after_the_post(ops, slack, channel=channel)
+    assert alert.waiting(ops) == [ALERT.key]
+    assert send_pending(ops, client) == 1
+    assert alert.waiting(ops) == []
+    assert [message["metadata"]["event_payload"]["occurrence"] for message in slack.messages] == [
+        "outage/6",
+        "outage/7",
+    ]
+    # What is marked is the message that is there: the next goes into its thread.
+    assert alert.message(ops, ALERT) == slack.messages[1]["ts"]
+    raise_alert(ops, replace(ALERT, occurrence="outage/8"), client)
+    assert slack.messages[2]["thread_ts"] == slack.messages[0 if in_thread else 1]["ts"]
+
+
+def test_whoever_raises_it_again_finds_it_too(ops: str, slack: StandIn) -> None:
+    raise_alert(ops, replace(ALERT, key="another"), slack.client())
+    killed_after_the_post(ops, slack)
+    assert raise_alert(ops, ALERT, slack.client()) is Outcome.SENT
+    assert len(slack.messages) == 2
+
+
+def test_when_slack_cannot_be_asked_the_second_says_so_in_the_same_thread(ops: str, slack: StandIn) -> None:
+    raise_alert(ops, replace(ALERT, occurrence="outage/6"), slack.client())
+    killed_after_the_post(ops, slack)
+    slack.fail(503, count=1)  # the look; the message is taken
+    assert send_pending(ops, slack.client()) == 1
+    first, sent, again = slack.messages
+    assert sent["thread_ts"] == again["thread_ts"] == first["ts"]
+    assert notes(sent) == []
+    assert notes(again) == ["Slack could not be asked whether this was sent before: it may be here twice."]
+
+
+def test_the_first_message_of_all_cannot_be_looked_for_by_a_channel_name(ops: str, slack: StandIn) -> None:
+    killed_after_the_post(ops, slack)
+    assert send_pending(ops, slack.client()) == 1
+    assert [len(notes(message)) for message in slack.messages] == [0, 1]
+
+
+def test_it_is_looked_for_on_every_page(ops: str, slack: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alert, "_PAGE", 2)
+    killed_after_the_post(ops, slack, channel="C0PAYMEOPS9")
+    client = replace(slack.client(), channel="C0PAYMEOPS9")
+    for number in range(5):
+        raise_alert(ops, replace(ALERT, key=f"another {number}"), client)
+    assert send_pending(ops, client) == 1
+    assert len(slack.messages) == 6
+
+
+def test_too_many_pages_are_not_looked_through(ops: str, slack: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alert, "_PAGE", 1)
+    killed_after_the_post(ops, slack, channel="C0PAYMEOPS9")
+    client = replace(slack.client(), channel="C0PAYMEOPS9")
+    for number in range(5):
+        raise_alert(ops, replace(ALERT, key=f"another {number}"), client)
+    assert send_pending(ops, client) == 1
+    assert len(notes(slack.messages[-1])) == 1
+
+
+@pytest.mark.parametrize(("status", "maybe"), [(429, False), (500, True), (503, True)])
+def test_what_slack_refused_is_not_looked_for(ops: str, slack: StandIn, status: int, maybe: bool) -> None:
+    slack.fail(status)
+    assert raise_alert(ops, ALERT, slack.client()) is Outcome.WAITING
+    with psycopg.connect(ops) as connection:
+        assert connection.execute("SELECT attempted_at IS NOT NULL FROM ops.alerts").fetchone() == (maybe,)
+
+
+def test_a_message_whose_answer_was_lost_is_not_repeated_by_the_client(ops: str) -> None:
+    """The SDK sends again what broke off, unless it is told not to."""
+    asked: list[bytes] = []
+
+    class BreaksOff(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            asked.append(self.request.recv(100))
+
+    with socketserver.TCPServer(("127.0.0.1", 0), BreaksOff) as broken:
+        threading.Thread(target=broken.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        url = f"http://127.0.0.1:{broken.server_address[1]}/api/"
+        assert raise_alert(ops, ALERT, Slack(WebClient("xoxb-test", base_url=url), CHANNEL)) is Outcome.WAITING
+        broken.shutdown()
+    assert len(asked) == 1
+
+
+# -- who has seen it --------------------------------------------------------------------------------------------
+
+
+def test_an_acknowledgement_shows_once_in_the_thread_and_says_who_and_why(ops: str, slack: StandIn) -> None:
+    raise_alert(ops, ALERT, slack.client())
+    assert (
+        alert.acknowledge(ops, ALERT.key, "wanjiru", "the <database> is full", slack.client()).acknowledged_by
+        == "wanjiru"
+    )
+    assert alert.acknowledge(ops, ALERT.key, "otieno", "", slack.client()).acknowledged_by == "wanjiru"
+    first, seen = slack.messages
+    assert seen["thread_ts"] == first["ts"]
+    assert not seen["reply_broadcast"]
+    assert seen["blocks"][0]["text"]["text"] == ":eyes: *Seen by wanjiru*: the &lt;database&gt; is full"
+    assert open_keys(ops) == {ALERT.key: "wanjiru"}
+
+
+def test_two_at_once_acknowledge_one_alert_once(ops: str, slack: StandIn) -> None:
+    raise_alert(ops, ALERT, slack.client())
+    start, seen_by = threading.Barrier(4), []
+
+    def race(who: str) -> None:
+        start.wait()
+        seen_by.append(alert.acknowledge(ops, ALERT.key, who, "", slack.client()).acknowledged_by)
+
+    people = [threading.Thread(target=race, args=(f"person {number}",)) for number in range(4)]
+    for one in people:
+        one.start()
+    for one in people:
+        one.join()
+    assert len(set(seen_by)) == 1
+    assert len(slack.messages) == 2
+
+
+def test_it_stops_the_reminders_of_that_occurrence_only(ops: str) -> None:
+    raise_alert(ops, ALERT, None)
+    raise_alert(ops, replace(ALERT, occurrence="outage/7/still/30"), None)
+    alert.acknowledge(ops, ALERT.key, "wanjiru", "", None)
+    with psycopg.connect(ops) as session:
+        seen = {
+            occurrence: alert.acknowledged(session, ALERT.key, occurrence)
+            for occurrence in ("outage/7", "outage/7/still/60", "outage/8", "outage/8/still/30")
+        }
+    assert seen == {"outage/7": True, "outage/7/still/60": True, "outage/8": False, "outage/8/still/30": False}
+
+
+def test_what_was_seen_is_open_until_it_is_over_and_open_anew_when_it_comes_again(ops: str) -> None:
+    raise_alert(ops, ALERT, None)
+    alert.acknowledge(ops, ALERT.key, "wanjiru", "", None)
+    assert alert.standing(ops, "health:") == {ALERT.key: "outage/7"}
+    raise_alert(ops, replace(ALERT, occurrence="outage/7/over", severity=Severity.INFO), None)
+    assert open_keys(ops) == {}
+    raise_alert(ops, replace(ALERT, occurrence="outage/8"), None)
+    assert open_keys(ops) == {ALERT.key: ""}
+
+
+def test_what_is_not_open_or_by_nobody_is_not_acknowledged(ops: str) -> None:
+    raise_alert(ops, ALERT, None)
+    with pytest.raises(NotFound, match="no alert health:staging is open; expected one of: health:production"):
+        alert.acknowledge(ops, "health:staging", "wanjiru", "", None)
+    with pytest.raises(SettingsError, match="wants a name"):
+        alert.acknowledge(ops, ALERT.key, " ", "", None)
+    assert open_keys(ops) == {ALERT.key: ""}
+
+
+def test_written_in_a_transaction_it_is_sent_after_it_or_never_was(ops: str, slack: StandIn) -> None:
+    with psycopg.connect(ops) as session:
+        assert alert.write(session, ALERT)
+        assert alert.deliver(ops, ALERT.key, slack.client()) == 0
+        session.rollback()
+        assert alert.write(session, replace(ALERT, why="password=hunter2"))
+        assert not alert.write(session, ALERT)
+    assert alert.deliver(ops, ALERT.key, slack.client()) == 1
+    assert "hunter2" not in str(slack.messages)

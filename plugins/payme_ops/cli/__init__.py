@@ -15,6 +15,7 @@ import typer
 
 from payme_ops.backup import preflight
 from payme_ops.cli import (
+    alerts,
     backup,
     copies,
     doors,
@@ -26,6 +27,7 @@ from payme_ops.cli import (
     record,
     retention,
     rollback,
+    sentry,
     watchdog,
 )
 from payme_ops.cli.backup import AsJson
@@ -59,7 +61,9 @@ app.command("uptime")(monitoring.uptime)
 app.command("watchdog")(watchdog.watchdog)
 app.add_typer(migration.app, name="migration")
 app.add_typer(env.app, name="env")
+app.add_typer(alerts.app, name="alert")
 app.add_typer(record.app, name="record")
+app.add_typer(sentry.app, name="sentry")
 app.add_typer(ops_db_app, name="ops-db")
 
 _EXIT: list[tuple[type[PaymeOpsError], int]] = [

@@ -130,7 +130,7 @@ def uptime_table(found: Report) -> Table:
 def _uptime_row(period: Period, row: Row) -> list[str]:
     one = row.figures
     times = [f"{ms:.0f}" if ms is not None else "" for ms in (one.p50, one.p95, one.p99, one.app_p95)]
-    up, covered = _percent(one.healthy, one.taken), _percent(one.taken, one.expected)
+    up, covered = _percent(one.healthy, one.taken), _percent(one.taken, one.expected, digits=1)
     return [
         f"{one.begins:%Y-%m}" if period is Period.MONTH else f"{one.begins}",
         "not known" if up is None else f"{up:.3f} %",
@@ -197,6 +197,7 @@ def _period_json(row: Row) -> dict[str, object]:
     }
 
 
-def _percent(part: int, whole: int) -> float | None:
-    """Cut after three digits, not rounded: one bad look of a month is no 100 %."""
-    return part * 100_000 // whole / 1000 if whole else None
+def _percent(part: int, whole: int, digits: int = 3) -> float | None:
+    """Cut after so many digits, not rounded: one bad look of a month is no 100 %."""
+    scale: int = 10**digits
+    return part * 100 * scale // whole / scale if whole else None

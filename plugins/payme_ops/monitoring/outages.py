@@ -1,18 +1,25 @@
 """When an application counts as down, slow or unclear, when that is over, and when people are told again.
 
-Only decisions: what has been looked at goes in. Anything but a healthy and quick answer is bad, a redirect or a refusal
-too: of our own API that is something to look at. One bad look is noise; three of the last ten are looked into at once
-by a burst of three more, and two bad ones of these make an outage. Ten good looks in a row end it, so an application
-that comes and goes has one outage.
+Decisions first: what has been looked at goes in. Then what is read of the outages that `rounds` has written.
+
+Anything but a healthy and quick answer is bad, a redirect or a refusal too: of our own API that is something to look
+at. One bad look is noise; three of the last ten are looked into at once by a burst of three more, and two bad ones of
+these make an outage. Ten good looks in a row end it, so an application that comes and goes has one outage.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
+from psycopg.rows import dict_row
+
+from payme_ops.foundation.errors import NotFound
 from payme_ops.foundation.health import State
+from payme_ops.foundation.postgres import connect, speaking
 from payme_ops.foundation.samples import Sample
+from payme_ops.foundation.sql import load
 
 BAD, OF = 3, 10
 BURST, CONFIRMED, BURST_SECONDS = 3, 2, 0.5
@@ -122,3 +129,34 @@ def reminder(outage: Outage, now: datetime) -> int | None:
     minutes = int((now - told).total_seconds() // 60)
     due = [one for one in _REMIND_MINUTES if one <= minutes]
     return max([*due, minutes // 240 * 240]) if due else None
+
+
+# -- what is written ----------------------------------------------------------------------------------------------
+
+
+def of_row(row: Mapping[str, Any]) -> Outage:
+    """A row of ops.outages."""
+    return Outage(**{**row, "kind": Kind(row["kind"])})
+
+
+def get(ops: str, number: int) -> Outage:
+    """The outage of that id. Raises NotFound, DatabaseUnavailable, DatabaseError."""
+    with (
+        connect(ops, application="payme_ops:outages") as connection,
+        speaking("read an outage"),
+        connection.cursor(row_factory=dict_row) as cursor,
+    ):
+        row = cursor.execute(load("health_watch/outage.sql"), {"id": number}).fetchone()
+    if row is None:
+        raise NotFound(f"there is no outage {number}", remedy="see who deletes from ops.outages")
+    return of_row(row)
+
+
+def claim(ops: str, run: str, told: Sequence[int]) -> list[int]:
+    """Ids of outages that are this run's from now on: those that it was told of, and those that are on, without a run.
+
+    The same again for one that has claimed before. Raises DatabaseUnavailable, DatabaseError.
+    """
+    with connect(ops, application="payme_ops:outages") as connection, speaking("take outages"):
+        rows = connection.execute(load("health_watch/claim_outages.sql"), {"run": run, "ids": list(told)}).fetchall()
+    return sorted(row[0] for row in rows)

@@ -200,7 +200,7 @@ class Watch:
         seen = frozenset(row["subject"] for row in on if row.pop("acknowledged"))
         return Known(
             last,
-            {row["subject"]: outage_of(row) for row in on},
+            {row["subject"]: outages.of_row(row) for row in on},
             told,
             seen,
             {row["subject"]: Window(row["release"], row["until"]) for row in windows},
@@ -307,7 +307,8 @@ class Watch:
             return after, [say.worsened(after, window)]
         minutes = None if window or one.subject in known.seen else outages.reminder(one, now)
         if minutes and f"{one.occurrence}/still/{minutes}" not in told:
-            return after, [say.still(one, minutes, shown)]
+            well = not any(self._kinds(last[-1:]))
+            return after, [say.still(one, minutes, f"{shown}, not yet ten times in a row" if well else shown)]
         return after, []
 
     def _newest(self, last: Sequence[Sample]) -> str:
@@ -371,7 +372,7 @@ def _insert(cursor: psycopg.Cursor[Any], one: Outage, window: Window | None, slo
     """The row; None when it is there already."""
     muted = {"muted_until": window.until, "muted_by": window.release} if window else {}
     row = cursor.execute(load("health_watch/open_outage.sql"), {**asdict(one), **muted, "slow_ms": slow_ms}).fetchone()
-    return outage_of(row) if row else None
+    return outages.of_row(row) if row else None
 
 
 def _update(cursor: psycopg.Cursor[Any], before: Outage, after: Outage) -> None:
@@ -379,8 +380,3 @@ def _update(cursor: psycopg.Cursor[Any], before: Outage, after: Outage) -> None:
         cursor.execute(load("health_watch/end_outage.sql"), {"id": after.id, "ended_at": after.ended_at})
     elif after != before:
         cursor.execute(load("health_watch/change_outage.sql"), asdict(after))
-
-
-def outage_of(row: Mapping[str, Any]) -> Outage:
-    """A row of ops.outages."""
-    return Outage(**{**row, "kind": Kind(row["kind"])})

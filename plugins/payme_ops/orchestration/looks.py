@@ -18,6 +18,7 @@ from payme_ops.foundation.postgres import connect
 from payme_ops.foundation.samples import Sample
 from payme_ops.foundation.settings import ReleaseSettings
 from payme_ops.foundation.sql import load
+from payme_ops.monitoring import outages
 from payme_ops.orchestration import connections
 from payme_ops.orchestration.connections import ops_db
 from payme_ops.release import watch
@@ -90,6 +91,16 @@ def rule(subject: str, begun: datetime, consecutive: int) -> Finding:
     if State.UNHEALTHY in states[-consecutive:]:
         return Finding(Verdict.FAIL, measured, "read the application's log: it does not get well")
     return Finding(Verdict.INCONCLUSIVE, measured, "look at the application yourself: these answers say nothing")
+
+
+def outage_once(outage: int, subject: str) -> float | None:
+    """Whether the outage is over; how long to wait for the next look, None when it is."""
+    interval = config.load().monitoring.interval_seconds
+    try:
+        return interval if outages.get(ops_db(), outage).ended_at is None else None
+    except Unavailable as error:
+        _log.warning("outage %d of %s: %s; looking again", outage, subject, error)
+        return interval
 
 
 # -- the watch --------------------------------------------------------------------------------------------------

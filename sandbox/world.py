@@ -408,7 +408,7 @@ def _settings(root: Path, keys: Path) -> dict[str, str]:
 
 
 def _watchdog(root: Path, ports: Mapping[str, int], passwords: Mapping[str, str]) -> dict[str, str]:
-    """What it needs besides: Slack without Airflow, and a heartbeat monitor, which is one of Sentry's here."""
+    """What a shell needs besides: Slack and Sentry without Airflow, and a heartbeat monitor, one of Sentry's here."""
     token, auditor = root / "slack_token", root / "airflow_password"
     _write_private(token, passwords["slack.token"] + "\n")
     _write_private(auditor, passwords[f"airflow.{AUDITOR}"] + "\n")
@@ -418,6 +418,8 @@ def _watchdog(root: Path, ports: Mapping[str, int], passwords: Mapping[str, str]
         _write_private(file, passwords[f"{name}.token"] + "\n")
         apis[f"PAYME_OPS__WATCHDOG__{variable}_URL"] = f"http://127.0.0.1:{ports[name]}"
         apis[f"PAYME_OPS__WATCHDOG__{variable}_TOKEN_FILE"] = str(file)
+    sentry_token = root / "sentry_token"
+    _write_private(sentry_token, passwords["sentry.key"] + "\n")
     monitor = f"api/1/cron/watchdog/{passwords['sentry.key']}/?status=ok"
     return {
         "PAYME_OPS__SLACK__TOKEN_FILE": str(token),
@@ -426,6 +428,11 @@ def _watchdog(root: Path, ports: Mapping[str, int], passwords: Mapping[str, str]
         "PAYME_OPS__WATCHDOG__AIRFLOW_LOGIN": AUDITOR,
         "PAYME_OPS__WATCHDOG__AIRFLOW_PASSWORD_FILE": str(auditor),
         "PAYME_OPS__WATCHDOG__HEARTBEAT_URL": f"http://127.0.0.1:{ports['sentry']}/{monitor}",
+        "PAYME_OPS__SENTRY__URL": f"http://127.0.0.1:{ports['sentry']}",
+        "PAYME_OPS__SENTRY__ORGANIZATION": "payme",
+        "PAYME_OPS__SENTRY__PROJECT": "api",
+        "PAYME_OPS__SENTRY__AIRFLOW_PROJECT": "airflow",
+        "PAYME_OPS__SENTRY__TOKEN_FILE": str(sentry_token),
         **apis,
     }
 
@@ -532,6 +539,7 @@ def _airflow_door(ports: Mapping[str, int], passwords: Mapping[str, str]) -> dic
         "extra": {
             "organization": "payme",
             "project": "api",
+            "airflow_project": "airflow",
             "dsn": f"http://{passwords['sentry.key']}@127.0.0.1:{ports['sentry']}/2",
         },
     }

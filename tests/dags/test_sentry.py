@@ -12,15 +12,22 @@ import sentry_sdk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from payme_ops.monitoring import sentry_rules
 from payme_ops.orchestration import alerting, sentry
 from tests.support.standins import StandIn, sentry_stand_in
 
-PHONE, KEY, TOKEN = "+254712000111", "5e" * 32, "xoxb-1234-secret"
-SECRETS = (PHONE, KEY, TOKEN)
+PHONE, KEY, TOKEN, DSN_KEY = "+254712000111", "5e" * 32, "xoxb-1234-secret", "0123456789abcdef" * 2
+PASSWORD = "hunter2-of-the-database"
+SECRETS = (PHONE, KEY, TOKEN, DSN_KEY, PASSWORD)
 
-LEAVES = st.sampled_from([f"user {PHONE} failed", KEY, f"Bearer {TOKEN}", "fine", 17, None, True]) | st.text(
-    max_size=10
-)
+LEAVES = st.sampled_from(
+    [
+        *(f"user {PHONE} failed", KEY, f"Bearer {TOKEN}", "fine", 17, None, True),
+        f"sent to https://{DSN_KEY}@o1.ingest.sentry.io/2",
+        f"could not connect to postgresql://payme:{PASSWORD}@db/payme",
+        f"host=db password={PASSWORD}",
+    ]
+) | st.text(max_size=10)
 PARTS = st.recursive(
     LEAVES,
     lambda inner: (
@@ -50,7 +57,14 @@ EVENTS = st.fixed_dictionaries(
         "request": PARTS,
         "user": PARTS,
         "contexts": PARTS,
-        "tags": st.dictionaries(st.text(max_size=5), LEAVES),
+        "tags": st.dictionaries(st.sampled_from(["dag_id", PHONE]) | st.text(max_size=5), LEAVES),
+        "type": st.just("transaction"),
+        "transaction": LEAVES,
+        "spans": st.lists(
+            st.fixed_dictionaries({"op": LEAVES, "description": LEAVES}, optional={"data": PARTS, "tags": PARTS}),
+            max_size=3,
+        ),
+        "threads": st.lists(PARTS, max_size=2).map(lambda names: {"values": [{"name": name} for name in names]}),
     },
 )
 
@@ -97,7 +111,7 @@ def test_messages_and_transactions_pass() -> None:
 
 def _captured_by_airflow(callbacks: list[Any]) -> tuple[Any, Any]:
     """Event and hint as Airflow's integration makes them: the traceback begins where `ti` is a local variable."""
-    task = SimpleNamespace(on_failure_callback=callbacks)
+    task = SimpleNamespace(on_failure_callback=callbacks, owner="payme-ops")
     ti = SimpleNamespace(task=task, dag_id="a_dag", task_id="a_task", run_id="a_run")
     runner = "def run(ti):\n    raise ValueError('failed')"
     module = {"__name__": "airflow.sdk.execution_time.task_runner"}
@@ -119,7 +133,7 @@ def test_airflows_own_event_passes_where_nobody_else_tells() -> None:
     event, hint = _captured_by_airflow([])
     cleaned = sentry.process(event, hint)
     assert cleaned is not None
-    assert cleaned["tags"] == {"run_id": "a_run"}
+    assert cleaned["tags"] == {"run_id": "a_run", "owner": "payme-ops"}
     assert cleaned["fingerprint"] == ["failed task", "a_dag", "a_task", "ValueError"]
 
 
@@ -135,6 +149,23 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandI
         sentry_sdk.get_global_scope().set_client(None)
         sentry_sdk.get_global_scope().clear()
         sentry.install.cache_clear()
+
+
+def test_an_event_names_task_and_installation_and_no_error_is_sampled(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("ENVIRONMENT", "staging"), ("RELEASE", "payme-ops@0.1.0"), ("TRACES_SAMPLE_RATE", "0.1")):
+        monkeypatch.setenv(f"AIRFLOW__SENTRY__{name}", value)
+    ti = SimpleNamespace(task_id="dump", try_number=2, map_index=-1, task=SimpleNamespace(), end_date=None)
+    where: Any = {"dag": SimpleNamespace(dag_id="backup_daily"), "run_id": "a_run", "ti": ti}
+    told = alerting._alert(where)
+    assert sentry.capture(told, ValueError("no"), alerting._tags(where)) is not None
+    [event] = stand_in.events
+    assert (event["environment"], event["release"]) == ("staging", "payme-ops@0.1.0")
+    expected = {"dag_id": "backup_daily", "task_id": "dump", "run_id": "a_run", "try_number": "2", "owner": told.owner}
+    assert expected.items() <= event["tags"].items()
+    options = sentry_sdk.get_client().options
+    assert (options["traces_sample_rate"], options["sample_rate"]) == (0.1, 1.0)
 
 
 def check_ins(stand_in: StandIn) -> list[Any]:
@@ -171,6 +202,41 @@ def test_a_run_that_fails_or_is_cleared_checks_in_as_what_it_is(dag_bag: Any, st
     failed, again = check_ins(stand_in)
     assert (failed["status"], again["status"]) == ("error", "in_progress")
     assert failed["check_in_id"] != again["check_in_id"]  # Sentry takes no news of a check-in that has ended
+
+
+def test_a_try_that_comes_again_is_the_same_check_in(dag_bag: Any, stand_in: StandIn) -> None:
+    dag = dag_bag.dags["backup_restore_test"]
+    [first] = [task for task in dag.tasks if not task.upstream_task_ids]
+    for _ in range(3):  # two retries, or a task that comes back from being deferred
+        sentry.check_in_begun(context(dag, first.task_id))
+    sentry.check_in_failed(context(dag, first.task_id))
+    found = check_ins(stand_in)
+    assert [one["status"] for one in found] == ["in_progress"] * 3 + ["error"]
+    assert len({one["check_in_id"] for one in found}) == 1
+
+
+@pytest.mark.parametrize("dag_id", sentry_rules.CRON_MONITORS)
+def test_sentry_knows_by_itself_when_a_backup_or_restore_test_is_due(
+    dag_bag: Any, stand_in: StandIn, dag_id: str
+) -> None:
+    dag = dag_bag.dags[dag_id]
+    assert sentry.check_in_ok in dag.on_success_callback
+    assert sentry.check_in_failed in dag.on_failure_callback
+    roots = [task for task in dag.tasks if not task.upstream_task_ids]
+    assert all(sentry.check_in_begun in task.on_execute_callback for task in roots)
+    sentry.check_in_begun(context(dag, roots[0].task_id))
+    [begun] = check_ins(stand_in)
+    config = begun["monitor_config"]
+    # What tells of a missed one without Airflow: when the next is due, how late it may be, and that one is enough.
+    assert (begun["monitor_slug"], config["schedule"]["value"]) == (dag_id, dag.timetable.expression)
+    assert 0 < config["checkin_margin"] <= 60
+    assert config["failure_issue_threshold"] == 1
+
+
+def test_every_backup_with_a_schedule_is_one_that_sentry_can_miss(dag_bag: Any) -> None:
+    scheduled = {name for name, dag in dag_bag.dags.items() if hasattr(dag.timetable, "expression")}
+    backups = {name for name in scheduled if "area:backup" in dag_bag.dags[name].tags}
+    assert backups - {"backup_retention"} == set(sentry_rules.CRON_MONITORS)
 
 
 def test_what_has_no_schedule_does_not_check_in(dag_bag: Any, stand_in: StandIn) -> None:

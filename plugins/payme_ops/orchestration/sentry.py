@@ -156,7 +156,7 @@ def _is_dropped(event: "Event", hint: "Hint") -> bool:
     if alert_failed_run in task_instance.task.on_failure_callback:
         return True
     tags = dict(event.get("tags") or {})
-    event["tags"] = {**tags, "run_id": task_instance.run_id}
+    event["tags"] = {**tags, "run_id": task_instance.run_id, "owner": str(task_instance.task.owner)}
     event["fingerprint"] = [
         "failed task",
         task_instance.dag_id,

@@ -71,7 +71,7 @@ def look(ops: str, subjects: Sequence[str], airflow: Airflow, begun: datetime, n
 def explain(found: Mapping[str, datetime | None], names: Sequence[str], airflow: Airflow) -> Cause:
     """Since when nobody looks at `names`, and why."""
     told = cause(airflow, others=[name for name in found if name not in names])
-    return Cause(f"{words(found, names)}\n{told.why[:1].upper()}{told.why[1:]}.", told.next)
+    return Cause(f"{told.why}\n{words(found, names)}", told.next)
 
 
 def words(found: Mapping[str, datetime | None], names: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ PAYME_BACKUP = Asset(name="payme_backup", uri="payme-ops://backup")
         "02:00 EAT: dump, seal, store, read back; a signed manifest says that it is complete",
         area=Area.BACKUP,
         risk=Risk.READS,
+        within=timedelta(minutes=90),  # half an hour before the one of yesterday is 26 h old, which is the RPO
     ),
 )
 def backup_daily():

@@ -45,7 +45,10 @@ _CHANNEL_ID = re.compile(r"[CG][A-Z0-9]{8,}")
 _MAY_BE_TWICE = "Slack could not be asked whether this was sent before: it may be here twice."
 _EVENT = "payme_ops_alert"
 
-# Keys that no silence covers: what the watchdog says of the backups (backup/freshness.py), and of silences.
+# Keys of what lasts until its end is told; a failed run, say, may never be told to have done well again.
+LASTING = ("health:", "late:", "silent:", "state:")
+# Keys that no silence covers: what is said of missing and unproven backups (backup/freshness.py, and the retention
+# that stands still without proof), and of silences.
 NEVER_SILENT = (
     "silent:daily_age",
     "silent:weekly_age",
@@ -55,6 +58,7 @@ NEVER_SILENT = (
     "silent:rto_weekly",
     "silent:rto_monthly",
     "silent:freshness",
+    "state:backup_retention:frozen",
     "silence:*",
 )
 
@@ -224,14 +228,17 @@ def standing(conninfo: str, prefix: str) -> dict[str, str]:
 def open_alerts(conninfo: str) -> list[OpenAlert]:
     """What is not over, critical first, then the oldest: keys whose newest alert is no info and no end.
 
+    A state (`LASTING`) is open until its end is told, anything else also only until somebody has seen it.
+
     Raises DatabaseUnavailable, DatabaseError.
     """
     with _session(conninfo) as session:
-        return open_in(session.connection)
+        found = open_in(session.connection)
+    return [one for one in found if not one.acknowledged_by or one.key.startswith(LASTING)]
 
 
 def open_in(connection: psycopg.Connection[Any]) -> list[OpenAlert]:
-    """The same, in the caller's transaction. Raises psycopg.Error."""
+    """The same in the caller's transaction, with what was seen. Raises psycopg.Error."""
     rows = connection.cursor(row_factory=dict_row).execute(load("ops/open_alerts.sql")).fetchall()
     return [OpenAlert(**{**row, "severity": Severity(row["severity"])}) for row in rows]
 

@@ -2,16 +2,20 @@
 
 As a task's on_failure_callback it runs in the task's process and knows the error. As the DAG's it runs in the DAG
 processor a little later: it finds the run told already, or speaks for a task that was killed and could not.
+When Slack does not take an alert, Sentry and the log are told, and it is sent later; the task's own outcome stays what
+it is.
 Nothing heavy is imported here: DAG files import this module.
 """
 
+import asyncio
 import functools
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote
 
 from payme_ops.foundation.clock import utc_now
@@ -46,6 +50,58 @@ def alert_failed_run(context: "Context") -> None:
         lambda told: _or_none(functools.partial(sentry.capture, told, error, tags)),
     )
     _log.info("alert %s for %s: %s", alert.key, alert.occurrence, outcome)
+
+
+def alert_run_well(context: "Context") -> None:
+    """on_success_callback of DAGs: what was told of failed or late runs is over.
+
+    Of a DAG with a schedule by any run that does well; of one by hand only by the same run: another does other things.
+    """
+    from payme_ops.foundation.alert import Severity
+
+    dag_id = _dag_id(context)
+    for key in (f"run_failed:{dag_id}", f"late:{dag_id}"):
+        told = _standing(key).get(key)
+        of_this = f"{told}/".startswith(f"{dag_id}/{context['run_id']}/")
+        if told and (_is_scheduled(context) or of_this):
+            why = f"{told} was told of above. {occurrence(context)} ended well."
+            _say(context, key, f"{told}/over", Severity.INFO, f"{dag_id} has run well again", why, "Nothing")
+
+
+async def alert_late_run(context: Mapping[str, Any]) -> None:
+    """Callback of a DAG's deadline, in the triggerer: a run has not ended in time. It runs on, and is told once.
+
+    In the triggerer, since a run may be late because no worker is free. The context is a plain one: no DAG, no task.
+    """
+    from payme_ops.foundation.alert import Severity
+
+    run, missed = context["dag_run"], context["deadline"]["deadline_time"]
+    dag_id, run_id = run["dag_id"], run["dag_run_id"]
+    # What the other callbacks are given, as far as they are needed here.
+    found = SimpleNamespace(clear_number=0)
+    known = cast("Context", {"dag": SimpleNamespace(dag_id=dag_id), "run_id": run_id, "dag_run": found})
+    await asyncio.to_thread(
+        _say,
+        known,
+        f"late:{dag_id}",
+        occurrence(known),
+        Severity.WARNING,
+        f"{dag_id} is late: it has not ended in time",
+        f"Queued {_shown(run['queued_at'])}, to end by {_shown(missed)}; it is {run['state']}.",
+        f"See at which task it is and what its log says; it runs on. Runbook: docs/runbooks/{dag_id}.md",
+    )
+
+
+def _shown(instant: object) -> str:
+    from payme_ops.foundation.clock import show
+
+    found = datetime.fromisoformat(instant) if isinstance(instant, str) else instant
+    return show(found) if isinstance(found, datetime) else "at a time that is not known"
+
+
+def _is_scheduled(context: "Context") -> bool:
+    dag: Any = context["dag"]
+    return getattr(getattr(dag, "timetable", None), "expression", None) is not None
 
 
 def inform(
@@ -108,6 +164,7 @@ def _say(
 ) -> "Alert":
     from payme_ops.foundation.alert import Alert, raise_alert
     from payme_ops.foundation.settings import AlertSettings
+    from payme_ops.orchestration import sentry
 
     _, page, run = _pages(context)
     alert = Alert(
@@ -122,7 +179,14 @@ def _say(
         runbook=page,
         link=link or run,
     )
-    outcome = raise_alert(_or_none(_ops_database), alert, _or_none(_slack))
+    tags = _tags(context)
+    outcome = raise_alert(
+        _or_none(_ops_database),
+        alert,
+        _or_none(_slack),
+        lambda told: _or_none(functools.partial(sentry.capture_unsent, told, tags)),
+        capture_if_waiting=True,
+    )
     _log.info("alert %s for %s: %s", alert.key, alert.occurrence, outcome)
     return alert
 
@@ -152,13 +216,17 @@ def _ops_database() -> str:
 
 
 def _slack() -> "Slack":
-    from airflow.providers.slack.hooks.slack import SlackHook
-
     from payme_ops.foundation.alert import Slack
     from payme_ops.foundation.settings import SlackSettings
+    from payme_ops.orchestration.connections import slack_client
 
     channel = _setting("PAYME_OPS__SLACK__CHANNEL", SlackSettings().channel)
-    return Slack(SlackHook(slack_conn_id="payme_slack", timeout=_SLACK_SECONDS).get_conn(), channel)
+    return Slack(slack_client(_SLACK_SECONDS), channel)
+
+
+def slack_or_none() -> "Slack | None":
+    """Slack, or None where its connection cannot be had: what is written is sent by the watchdog then."""
+    return _or_none(_slack)
 
 
 def _setting(variable: str, default: str) -> str:
@@ -176,7 +244,7 @@ def _alert(context: "Context") -> "Alert":
         key=f"run_failed:{dag_id}",
         occurrence=occurrence(context),
         severity=Severity.CRITICAL,
-        what=f"{dag_id} failed{_in_task(task)}",
+        what=f"{dag_id} failed{_in_task(task, _failed_before(context))}",
         why=_why(context, error),
         since=_failed_at(task),
         next=_next(dag_id, getattr(error, "remedy", "")),
@@ -203,11 +271,24 @@ def occurrence(context: "Context") -> str:
     return f"{_dag_id(context)}/{context['run_id']}" + (f"/cleared {cleared}" if cleared else "")
 
 
-def _in_task(task: Any) -> str:
+def _in_task(task: Any, before: list[str]) -> str:
     if task is None:
         return ""
+    first = f" in {', '.join(before)}, then" if before else ""
     mapped = f"[{task.map_index}]" if (task.map_index or 0) >= 0 and task.map_index is not None else ""
-    return f" in {task.task_id}{mapped}, try {task.try_number}"
+    return f"{first} in {task.task_id}{mapped}, try {task.try_number}"
+
+
+def _failed_before(context: "Context") -> list[str]:
+    """Tasks of the run that had failed before the one that we are told of: they were killed and told nobody, or speak
+    at this moment. As a DAG's callback we are told of the last that failed.
+    """
+    task, run_id = context.get("ti"), context["run_id"]
+    if task is None:
+        return []
+    states = _or_none(lambda: task.get_task_states(dag_id=_dag_id(context), run_ids=[run_id])[run_id]) or {}
+    of_us = (task.task_id, f"{task.task_id}_{task.map_index}")
+    return sorted(name for name, state in states.items() if state == "failed" and name not in of_us)
 
 
 def _error(context: "Context") -> BaseException | None:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from airflow.sdk import CronTriggerTimetable, ExceptionRetryPolicy, Param, RetryAction, RetryRule
+from airflow.sdk.definitions.callback import AsyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
 from payme_ops.foundation.errors import LeaseHeld, LeaseLost, PaymeOpsError, Unavailable
 from payme_ops.orchestration import sentry
-from payme_ops.orchestration.alerting import alert_failed_run
+from payme_ops.orchestration.alerting import alert_failed_run, alert_late_run, alert_run_well
 
 RUNBOOKS = Path(__file__).resolve().parents[3] / "docs" / "runbooks"
 
@@ -53,9 +55,16 @@ def reason() -> Param:
     return Param(None, type=["null", "string"], maxLength=200, title="Reason", description="Why by hand?")
 
 
-def dag_options(dag_id: str, description: str, *, area: Area, risk: Risk, max_active_runs: int = 1) -> dict[str, Any]:
-    """Keyword arguments for @dag. The runbook docs/runbooks/<dag_id>.md must exist: it is the DAG's page."""
+def dag_options(
+    dag_id: str, description: str, *, area: Area, risk: Risk, max_active_runs: int = 1, within: timedelta | None = None
+) -> dict[str, Any]:
+    """Keyword arguments for @dag. The runbook docs/runbooks/<dag_id>.md must exist: it is the DAG's page.
+
+    A run that has not ended `within` that time of being queued is told as late; it runs on.
+    """
+    deadline = {"deadline": _deadline(within)} if within else {}
     return {
+        **deadline,
         "dag_id": dag_id,
         "description": description,
         "doc_md": (RUNBOOKS / f"{dag_id}.md").read_text(encoding="utf-8"),
@@ -64,7 +73,7 @@ def dag_options(dag_id: str, description: str, *, area: Area, risk: Risk, max_ac
         "max_active_runs": max_active_runs,
         # No dagrun_timeout anywhere: it skips teardowns. Alerts hang on both levels: a killed task tells nobody.
         "on_failure_callback": [alert_failed_run, sentry.check_in_failed],
-        "on_success_callback": [sentry.check_in_ok],
+        "on_success_callback": [alert_run_well, sentry.check_in_ok],
         "default_args": {
             "on_execute_callback": [sentry.check_in_begun],
             "on_failure_callback": [alert_failed_run],
@@ -74,3 +83,12 @@ def dag_options(dag_id: str, description: str, *, area: Area, risk: Risk, max_ac
             "execution_timeout": timedelta(minutes=30),
         },
     }
+
+
+def _deadline(within: timedelta) -> DeadlineAlert:
+    return DeadlineAlert(
+        reference=DeadlineReference.DAGRUN_QUEUED_AT,  # runs by hand have no logical date
+        interval=within,
+        callback=AsyncCallback(alert_late_run),
+        name="ends in time",
+    )

@@ -69,6 +69,21 @@ def capture(alert: "Alert", error: BaseException | None, tags: Mapping[str, str]
     return event_id
 
 
+def capture_unsent(alert: "Alert", tags: Mapping[str, str]) -> str | None:
+    """One event for an alert that Slack has not taken; it is sent later. Answers its id, None when Sentry is off."""
+    if not _is_on():
+        return None
+    import sentry_sdk
+
+    _set_up()
+    event: Event = {"message": f"Slack did not take: {alert.what}: {alert.why}", "level": "error"}
+    event["tags"] = {**tags, "owner": alert.owner, "alert": alert.key}
+    event["fingerprint"] = ["alert not sent", alert.key]
+    event_id = sentry_sdk.capture_event(event)
+    sentry_sdk.flush(timeout=_FLUSH_SECONDS)
+    return event_id
+
+
 def check_in_begun(context: "Context") -> None:
     """on_execute_callback of tasks: the run begins with those that wait for no other."""
     if not context["ti"].task.upstream_task_ids:

@@ -1,6 +1,7 @@
 """Doctor: everything right is green; each thing broken in turn is red, that and nothing else, with what to do."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ from payme_ops.backup import preflight
 from payme_ops.foundation import evidence, lease
 from payme_ops.foundation.errors import LeaseHeld, PreflightFailed, PreflightInconclusive
 from payme_ops.foundation.evidence import Evidence, Verdict
+from payme_ops.foundation.settings import is_loopback
 from sandbox import s3
 from tests.support.installation import Installation
 from tests.support.proxy import proxy_before
@@ -134,6 +136,9 @@ def unversioned(installation: Installation, _: ExitStack) -> None:
     use_bucket(installation, lock=False)
 
 
+_SECRETS = "airflow.providers.amazon.aws.secrets.secrets_manager"
+
+
 def in_production(installation: Installation) -> None:
     """The settings of production on what is still a sandbox."""
     installation.set("PROFILE", "production")
@@ -142,6 +147,8 @@ def in_production(installation: Installation) -> None:
         | {"AIRFLOW__CORE__AUTH_MANAGER": "FabAuthManager", "AIRFLOW__SENTRY__SENTRY_DSN": "https://k@sentry.io/1"}
         | {"AIRFLOW__SENTRY__ENVIRONMENT": "production", "AIRFLOW__SENTRY__RELEASE": "payme-ops@0.1.0"}
         | {"AIRFLOW__SENTRY__TRACES_SAMPLE_RATE": "0.1"}
+        | {name: None for name, value in os.environ.items() if name.startswith("PAYME_OPS__") and is_loopback(value)}
+        | {"AIRFLOW__WORKERS__SECRETS_BACKEND": f"{_SECRETS}.SecretsManagerBackend"}
     )
 
 
@@ -267,8 +274,9 @@ def test_one_thing_broken_is_red_alone(installation: Installation, what: str) ->
         broken(installation, stack)
         found = examine(installation)
     red = {name: evidence.plain(each.measured) for name, each in found.items() if each.verdict is not Verdict.PASS}
-    # Without its schema the ops database cannot be asked for the lease either.
-    assert set(red) == ({item, "lease"} if item == "ops_database" else {item}), red
+    # Without its schema the ops database cannot be asked for the lease either. All connections are in clear at once.
+    beside = {"ops_database": {"lease"}, "encrypted_connection": {"ops_database"}}.get(item, set())
+    assert set(red) == {item} | beside, red
     assert found[item].verdict is Verdict.FAIL
     assert says in red[item]
     assert remedy in found[item].remedy

@@ -42,12 +42,22 @@ def test_defaults_shown_are_the_defaults() -> None:
     assert shown["PAYME_OPS__ALERT__OWNER"] == settings.AlertSettings().owner
 
 
-def test_airflow_section_has_every_connection_and_what_production_insists_on() -> None:
+def test_airflow_section_has_what_production_insists_on_and_no_connection() -> None:
     found = names(sections()["Airflow"])
-    connections = ("DB_READ", "DB_RESTORE", "OPS_DB", "S3_WRITE", "S3_RESTORE", "S3_PRUNE", "SLACK")
-    assert {f"AIRFLOW_CONN_PAYME_{name}" for name in connections} <= set(found)
-    assert {"AIRFLOW__CORE__AUTH_MANAGER", "AIRFLOW__SENTRY__SENTRY_DSN"} <= set(found)
-    assert all(name.startswith(("AIRFLOW_CONN_PAYME_", "AIRFLOW__")) for name in found)
+    wanted = ("CORE__AUTH_MANAGER", "SENTRY__SENTRY_DSN", "WORKERS__SECRETS_BACKEND", "SECRETS__BACKEND_KWARGS")
+    assert {f"AIRFLOW__{name}" for name in wanted} <= set(found)
+    assert all(name.startswith("AIRFLOW__") for name in found)
+
+
+def test_airflow_section_shows_the_form_of_every_connection_that_the_code_asks_for() -> None:
+    shown = re.findall(r"^# (payme_\w+): ", sections()["Airflow"], flags=re.MULTILINE)
+    folder = PROJECT / "plugins" / "payme_ops" / "orchestration"
+    code = "".join(path.read_text() for path in folder.glob("*.py"))
+    asked = set(
+        re.findall(r"\"(payme_(?:db|s3|ops_db|slack|secrets|api|deploy|code|sentry|airflow|status|smtp)\w*)\"", code)
+    )
+    assert set(shown) - {"payme_api_staging", "payme_deploy_staging"} == asked
+    assert len(shown) == len(set(shown))
 
 
 def test_application_section_has_the_names_of_the_application() -> None:

@@ -1,6 +1,8 @@
 """Settings: every fault at once, each with its variable and what to do; production refuses what is not production."""
 
 import os
+import re
+from pathlib import Path
 
 import pyrage
 import pytest
@@ -30,7 +32,7 @@ PRODUCTION = {
     "AIRFLOW__SENTRY__ENVIRONMENT": "production",
     "AIRFLOW__SENTRY__RELEASE": "payme-ops@0.1.0",
     "AIRFLOW__SENTRY__TRACES_SAMPLE_RATE": "0.1",
-    "AIRFLOW_CONN_PAYME_DB_READ": '{"conn_type": "postgres", "host": "db", "extra": {"sslmode": "verify-full"}}',
+    "AIRFLOW__WORKERS__SECRETS_BACKEND": "airflow.providers.amazon.aws.secrets.secrets_manager.SecretsManagerBackend",
 }
 
 
@@ -136,7 +138,7 @@ def test_a_faulty_value_is_not_repeated_in_the_text(environment: Environment) ->
     ("name", "value"),
     [
         ("PAYME_OPS__BACKUP__DATABASE", "pay/me"),
-        ("PAYME_OPS__BACKUP__DATABASE", "x" * 64),
+        ("PAYME_OPS__BACKUP__DATABASE", "p" * 64),
         ("PAYME_OPS__BACKUP__BUCKET", "ab"),
         ("PAYME_OPS__POSTGRES__CLIENT_DIRS", " , "),
         ("PAYME_OPS__PROFILE", "prod"),
@@ -193,28 +195,50 @@ def test_production_with_everything_right(environment: Environment) -> None:
     assert environment.load(PRODUCTION).profile is Profile.PRODUCTION
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "says"),
-    [
+BACKEND = PRODUCTION["AIRFLOW__WORKERS__SECRETS_BACKEND"]
+NO_CONNECTIONS = '{"connections_prefix": null, "config_prefix": "payme/production/airflow/config"}'
+CONNECTION = '{"conn_type": "postgres", "host": "db", "extra": {"sslmode": "verify-full"}}'
+SIMPLE = "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager"
+# By the line of the table in docs/secrets.md: variable, value, what the refusal says.
+REFUSED: dict[str, list[tuple[str, str, str]]] = {
+    "a placeholder": [
         ("PAYME_OPS__BACKUP__BUCKET", "change-me", "placeholder"),
         ("PAYME_OPS__ALERT__OWNER", "<who to call>", "placeholder"),
         ("PAYME_OPS__BACKUP__TRUSTED_KEYS", "your_public_key", "placeholder"),
         ("PAYME_OPS__SLACK__CHANNEL", "xxx", "placeholder"),
+        ("AIRFLOW__SENTRY__SENTRY_DSN", "https://<key>@sentry.io/1", "placeholder"),
+    ],
+    "a key of the sandbox": [
         ("PAYME_OPS__BACKUP__SIGNING_KEY_FILE", "/home/ops/payme-ops/.demo/keys/signing.pem", "sandbox's keys"),
-        ("AIRFLOW_CONN_PAYME_DB_READ", "postgres://payme_db_read:x@127.0.0.1:5432/payme", "loopback"),
-        ("AIRFLOW_CONN_PAYME_OPS_DB", '{"conn_type": "postgres", "host": "localhost"}', "loopback"),
-        ("AIRFLOW_CONN_PAYME_OPS_DB", "postgres://payme_ops:x@[::1]:5432/payme_ops", "loopback"),
-        (
-            "AIRFLOW_CONN_PAYME_S3_WRITE",
-            '{"conn_type": "aws", "extra": {"endpoint_url": "http://127.0.0.1:9000"}}',
-            "loopback",
-        ),
-        (
-            "AIRFLOW__CORE__AUTH_MANAGER",
-            "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager",
-            "SimpleAuthManager",
-        ),
+    ],
+    "a connection in the environment": [
+        ("AIRFLOW_CONN_PAYME_DB_READ", CONNECTION, "AWS Secrets Manager"),
+        ("AIRFLOW_CONN_PAYME_SLACK", "slack://:xoxb-token@", "AWS Secrets Manager"),
+    ],
+    "a loopback address": [
+        ("PAYME_OPS__WATCHDOG__AIRFLOW_URL", "http://localhost:8080", "loopback"),
+        ("PAYME_OPS__WATCHDOG__API_URL", "https://127.0.0.1:3000", "loopback"),
+        ("PAYME_OPS__WATCHDOG__STAGING_API_URL", "https://127.9.9.9", "loopback"),
+        ("PAYME_OPS__WATCHDOG__HEARTBEAT_URL", "https://0.0.0.0/ping", "loopback"),
+        ("PAYME_OPS__SLACK__API_URL", "https://localhost/api/", "loopback"),
+        ("PAYME_OPS__SENTRY__URL", "https://localhost", "loopback"),
+        ("PAYME_OPS__MONITORING__ENDPOINTS", "production=https://[::1]:3000", "loopback"),
+        ("PAYME_OPS__MIGRATION__REPLICAS", "http://10.0.0.5:3000,http://127.0.0.1:3000", "loopback"),
+        ("AIRFLOW__SENTRY__SENTRY_DSN", "https://key@127.0.0.1:9000/1", "loopback"),
+    ],
+    "an address in clear": [
+        ("PAYME_OPS__WATCHDOG__API_URL", "http://api.payme.test", "https://"),
+        ("PAYME_OPS__WATCHDOG__STAGING_API_URL", "http://staging.payme.test", "https://"),
+        ("PAYME_OPS__WATCHDOG__HEARTBEAT_URL", "http://monitor.payme.test/ping", "https://"),
+        ("PAYME_OPS__SLACK__API_URL", "http://slack.com/api/", "https://"),
+        ("PAYME_OPS__SENTRY__URL", "http://sentry.io", "https://"),
+        ("PAYME_OPS__MONITORING__ENDPOINTS", "production=https://a.test,staging=http://b.test", "https://"),
+    ],
+    "`SimpleAuthManager`": [
+        ("AIRFLOW__CORE__AUTH_MANAGER", SIMPLE, "SimpleAuthManager"),
         ("AIRFLOW__CORE__AUTH_MANAGER", "", "SimpleAuthManager"),
+    ],
+    "no Sentry": [
         ("AIRFLOW__SENTRY__SENTRY_DSN", "", "Sentry"),
         ("AIRFLOW__SENTRY__ENVIRONMENT", "", "which installation"),
         ("AIRFLOW__SENTRY__RELEASE", "", "which installation"),
@@ -222,15 +246,82 @@ def test_production_with_everything_right(environment: Environment) -> None:
         ("AIRFLOW__SENTRY__TRACES_SAMPLE_RATE", "", "0.1"),
         ("AIRFLOW__SENTRY__TRACES_SAMPLE_RATE", "a tenth", "0.1"),
         ("AIRFLOW__SENTRY__SAMPLE_RATE", "0.5", "drops errors"),
+    ],
+    "no secrets backend, or one that keeps or shows": [
+        ("AIRFLOW__WORKERS__SECRETS_BACKEND", "", "AWS Secrets Manager"),
+        ("AIRFLOW__WORKERS__SECRETS_BACKEND", "airflow.secrets.local_filesystem.LocalFilesystemBackend", "AWS"),
+        ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_SECRET", "sql_alchemy_conn", "takes its default"),
+        ("AIRFLOW__CORE__FERNET_KEY_SECRET", "fernet_key", "takes its default"),
+        ("AIRFLOW__API_AUTH__JWT_SECRET_SECRET", "jwt_secret", "takes its default"),
+        ("AIRFLOW__API__SECRET_KEY_SECRET", "secret_key", "takes its default"),
+        ("AIRFLOW__SENTRY__SENTRY_DSN_SECRET", "sentry_dsn", "fails every task"),
+        ("AIRFLOW__SECRETS__USE_CACHE", "True", "for minutes"),
+        ("AIRFLOW__LOGGING__LOGGING_LEVEL", "debug", "boto3 logs"),
+    ],
+    "compressed time": [
         ("PAYME_OPS__MONITORING__INTERVAL_SECONDS", "5", "every 30 s"),
+        ("PAYME_OPS__RELEASE__SAMPLE_SECONDS", "1", "every 30 s"),
+        ("PAYME_OPS__RELEASE__WATCH_MINUTES", "5", "120 minutes"),
+    ],
+}
+TABLE = (Path(__file__).parents[2] / "docs" / "secrets.md").read_text()
+# What is refused, and in which profiles, in the order sandbox, staging, production.
+DOCUMENTED = {
+    row[0].strip(): [cell.strip() == "refused" for cell in row[1:]]
+    for row in re.findall(r"^\| ([^|]+)\| ([^|]+)\| ([^|]+)\| ([^|]+)\| settings \|$", TABLE, re.MULTILINE)
+}
+
+
+def test_the_table_has_each_refusal() -> None:
+    assert list(DOCUMENTED) == list(REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "value", "says"), [(what, *case) for what, cases in REFUSED.items() for case in cases]
+)
+def test_each_profile_refuses_what_the_table_says(
+    environment: Environment, what: str, name: str, value: str, says: str
+) -> None:
+    for profile, refuses in zip(Profile, DOCUMENTED[what], strict=True):
+        changed = {name: value, "PAYME_OPS__PROFILE": profile.value}
+        if refuses:
+            (fault,) = environment.faults(PRODUCTION, **changed)
+            assert re.match(rf"{name}:? ", fault)
+            assert says in fault
+            assert value not in fault or len(value) < 30
+        else:
+            assert environment.load(PRODUCTION, **changed)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "good"),
+    [
+        (NO_CONNECTIONS, True),
+        ('{"config_prefix": "payme/production/airflow/config"}', False),
+        ('{"connections_prefix": "payme/production/airflow/connections"}', False),
+        ('{"connections_prefix": ""}', False),
+        ("", False),
+        ("[]", False),
+        ("{nonsense", False),
     ],
 )
-def test_production_refuses(environment: Environment, name: str, value: str, says: str) -> None:
-    (fault,) = environment.faults(PRODUCTION, **{name: value})
-    assert fault.startswith(f"{name}: ")
-    assert says in fault
-    # The other profiles start with the same values.
-    assert environment.load(PRODUCTION, **{name: value, "PAYME_OPS__PROFILE": "staging"})
+def test_production_lets_the_api_server_hand_out_no_connection(
+    environment: Environment, kwargs: str, good: bool
+) -> None:
+    changed = {"AIRFLOW__SECRETS__BACKEND": BACKEND, "AIRFLOW__SECRETS__BACKEND_KWARGS": kwargs}
+    if good:
+        assert environment.load(PRODUCTION, **changed, AIRFLOW__CORE__FERNET_KEY_SECRET="fernet_key")
+        changed["AIRFLOW__SECRETS__BACKEND_KWARG__CONNECTIONS_PREFIX"] = "payme/production/airflow/connections"
+    (fault,) = environment.faults(PRODUCTION, **changed)
+    assert "any connection to any task" in fault
+
+
+def test_production_takes_addresses_of_its_own_network_in_clear(environment: Environment) -> None:
+    assert environment.load(
+        PRODUCTION,
+        PAYME_OPS__WATCHDOG__AIRFLOW_URL="http://api-server:8080",
+        PAYME_OPS__MIGRATION__REPLICAS="http://10.0.0.5:3000",
+    )
 
 
 @pytest.mark.parametrize(

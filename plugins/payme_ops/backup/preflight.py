@@ -44,6 +44,7 @@ from payme_ops.foundation.sql import load
 CLOCK_SKEW_SECONDS = 60
 REPLICA_LAG_SECONDS = 300
 PROBE_KEY = "payme-ops/probe/written-once"
+_VERIFIED = {"tls": "on", "sslmode": "verify-full"}
 
 
 def checks(desk: Desk, *, for_run: bool) -> list[Check]:
@@ -55,7 +56,12 @@ def checks(desk: Desk, *, for_run: bool) -> list[Check]:
     database = f"connection payme_db_read, database {desk.settings.backup.database}"
     before: list[tuple[str, str, str, Callable[[Desk], Finding]]] = [
         ("database", f"PostgreSQL {OLDEST_MAJOR} to {NEWEST_MAJOR} answers", database, _database),
-        ("encrypted_connection", "TLS in production", database, _encrypted_connection),
+        (
+            "encrypted_connection",
+            "TLS to a server whose name was proven, in production",
+            database,
+            _encrypted_connection,
+        ),
         ("client_tools", "pg_dump, pg_dumpall, pg_restore of the server's major version", database, _client_tools),
         ("replica", f"primary, or replay at most {REPLICA_LAG_SECONDS} s behind with feedback on", database, _replica),
         ("readable", "every table, sequence and large object", database, _readable),
@@ -198,10 +204,16 @@ def _database(desk: Desk) -> Finding:
 
 def _encrypted_connection(desk: Desk) -> Finding:
     with _source(desk) as connection:
-        tls = bool(connection.pgconn.ssl_in_use)
-    if not tls and desk.settings.profile is Profile.PRODUCTION:
-        return failed({"tls": "off"}, "set sslmode=verify-full in the connection payme_db_read (docs/first-run.md)")
-    return passed({"tls": "on" if tls else "off"})
+        tls = _tls(connection)
+    if desk.settings.profile is Profile.PRODUCTION and tls != _VERIFIED:
+        return failed(tls, "set sslmode=verify-full in the connection payme_db_read (docs/first-run.md)")
+    return passed(tls)
+
+
+def _tls(connection: psycopg.Connection) -> dict[str, Any]:
+    # With any other mode, also where the session is encrypted, it may be with somebody who only says to be the server.
+    modes = [option.val for option in connection.pgconn.info if option.keyword == b"sslmode" and option.val]
+    return {"tls": "on" if connection.pgconn.ssl_in_use else "off", "sslmode": modes[0].decode() if modes else "prefer"}
 
 
 def _client_tools(desk: Desk) -> Finding:
@@ -351,6 +363,9 @@ def _signing_key(desk: Desk) -> Finding:
 def _ops_database(desk: Desk) -> Finding:
     with connect(desk.ops, application="payme_ops:preflight") as connection, speaking("examine the ops database"):
         row = connection.execute("SELECT to_regclass('ops.leases') IS NOT NULL").fetchone()
+        tls = _tls(connection)
+    if desk.settings.profile is Profile.PRODUCTION and tls != _VERIFIED:
+        return failed(tls, "set sslmode=verify-full in the connection payme_ops_db (docs/first-run.md)")
     if not row or not row[0]:
         return failed({"schema": "missing"}, "run `python -m payme_ops ops-db migrate`")
     return passed({"schema": "present"})

@@ -20,7 +20,7 @@ from payme_ops.backup import scratch, truth
 from payme_ops.backup.manifest import Manifest, Server, Truth
 from payme_ops.backup.seal import Writer, parse_identity, unseal
 from payme_ops.backup.store import checked
-from payme_ops.foundation import content
+from payme_ops.foundation import content, secret
 from payme_ops.foundation.errors import AlreadyExists, IntegrityError, NotFound, SettingsError, Unavailable
 from payme_ops.foundation.objectstore import MIB, Bucket
 from payme_ops.foundation.postgres import (
@@ -37,15 +37,19 @@ from payme_ops.foundation.progress import Progress, Report, size
 
 
 def load_identity(path: Path | None) -> pyrage.x25519.Identity:
-    """The age identity of a restore worker. Raises SettingsError; the key itself is never shown."""
-    if path is None or not path.is_file():
+    """The age identity of a restore worker, in a file or in the secret whose ARN `path` is; it is never shown.
+
+    Raises SettingsError, and what `secret.find` raises.
+    """
+    text = secret.find(path)
+    if text is None:
         raise SettingsError(
             "no identity to open the backup with",
             expected="PAYME_OPS__BACKUP__IDENTITY_FILE, or --identity, to name a readable file",
             found=f"no file {path}" if path else "the variable is not set",
             remedy="use the drill identity of a restore worker, or the recovery identity from its two keepers",
         )
-    return parse_identity(path.read_text(encoding="utf-8"))
+    return parse_identity(text.decode(errors="replace"))
 
 
 def verify(

@@ -12,6 +12,7 @@ import typer
 from payme_ops.cli import doors
 from payme_ops.cli.backup import AsJson
 from payme_ops.cli.tables import evidence_json, evidence_table
+from payme_ops.foundation import secret as secrets
 from payme_ops.foundation.errors import SettingsError
 from payme_ops.foundation.evidence import Check, Evidence, Verdict, run_check
 from payme_ops.foundation.settings import Profile
@@ -54,7 +55,7 @@ def of_doctor(profile: Profile, actor: str) -> list[Evidence]:
     name = f"payme/{environment}/secrets"
 
     def values() -> dict[str, str]:
-        return app_env.read_secret(app_env.fetch_secret(_client, name, f"the AWS profile {_PROFILE}"))
+        return app_env.read_secret(secrets.fetch(_client, name, f"the AWS profile {_PROFILE}"))
 
     return [_examine(environment, f"secret {name}", values, actor)]
 
@@ -78,7 +79,7 @@ def _values(file: Path | None, secret: str, *, process: bool) -> tuple[dict[str,
             remedy="name one of them",
         )
     if secret:
-        text = app_env.fetch_secret(_client, secret, f"the AWS profile {_PROFILE}")
+        text = secrets.fetch(_client, secret, f"the AWS profile {_PROFILE}")
         return app_env.read_secret(text), f"secret {secret}"
     if file is None:
         return {name: os.environ.get(name, "") for name in app_env.KNOWN}, "this process"

@@ -2,7 +2,8 @@
 
 PaymeOpsError
 ├── SettingsError              a variable is missing or malformed; nothing was touched
-│   └── KeyRejected            ENCRYPTION_KEY is none, or not one that may be used here
+│   ├── KeyRejected            ENCRYPTION_KEY is none, or not one that may be used here
+│   └── SecretMissing          AWS Secrets Manager has no secret of that name
 ├── PreflightFailed            at least one check said fail
 ├── Unavailable                worth another try as it is
 │   ├── DatabaseUnavailable    connection refused, lost or shut down
@@ -68,6 +69,10 @@ class SettingsError(PaymeOpsError):
 
 class KeyRejected(SettingsError):
     """An encryption key that is missing, malformed or used for something else."""
+
+
+class SecretMissing(SettingsError):
+    """AWS Secrets Manager answered that it has no such secret."""
 
 
 class PreflightFailed(PaymeOpsError):

@@ -1,9 +1,11 @@
 """One typed settings object, read from PAYME_OPS__* variables and checked at once.
 
-Settings hold no secret: passwords live in connections, keys in files named here. The three profiles differ in
-what they refuse (DESIGN.md section 3).
+Settings hold no secret: passwords live in connections, keys in files or secrets named here. The three profiles differ
+in what they refuse (DESIGN.md section 3; the table in docs/secrets.md). What stands in a connection or a bucket is
+refused where it is first known: orchestration.connections, preflight and doctor.
 """
 
+import json
 import os
 import re
 from enum import StrEnum
@@ -22,7 +24,30 @@ MIN_WATCH_MINUTES, SAMPLE_SECONDS, PRODUCTION_TRACES = 120, 30, 0.1
 _PLACEHOLDER = re.compile(r"change.?me|your_|placeholder|example|<[^>]*>|(?<![\w+/])x{3,}(?![\w+/=])", re.IGNORECASE)
 _BASE_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[A-Za-z0-9._~%-]+)*", re.ASCII)
 _ENDPOINT = re.compile(r"[a-z][a-z0-9_-]{0,40}")
-_LOOPBACK = re.compile(r"\b(127\.\d+\.\d+\.\d+|localhost)\b|(?<![\w:])::1(?![\w:])")
+_LOOPBACK = re.compile(r"\b(127\.\d+\.\d+\.\d+|0\.0\.0\.0|localhost)\b|(?<![\w:])::1(?![\w:])")
+# Where a token goes to, or what is believed of the answer. Airflow's own address and the replicas' are not among
+# them: in their own network they are asked for their health only.
+_HTTPS = (
+    *("SLACK__API_URL", "WATCHDOG__HEARTBEAT_URL", "WATCHDOG__API_URL", "WATCHDOG__STAGING_API_URL", "SENTRY__URL"),
+    "MONITORING__ENDPOINTS",
+)
+_IN_CLEAR = re.compile(r"(?<![\w+])http://")
+# Options of Airflow that name a secret, not hold one.
+_NAMES_OF_SECRETS = (
+    *("DATABASE__SQL_ALCHEMY_CONN_SECRET", "CORE__FERNET_KEY_SECRET"),
+    *("API_AUTH__JWT_SECRET_SECRET", "API__SECRET_KEY_SECRET"),
+)
+_SECRET_OPTIONS = (
+    *_NAMES_OF_SECRETS,
+    *("SECRETS__BACKEND", "SECRETS__BACKEND_KWARGS", "SECRETS__USE_CACHE", "WORKERS__SECRETS_BACKEND"),
+    *("SENTRY__SENTRY_DSN_SECRET", "LOGGING__LOGGING_LEVEL"),
+)
+_BACKEND = "airflow.providers.amazon.aws.secrets.secrets_manager.SecretsManagerBackend"
+
+
+def is_loopback(text: str) -> bool:
+    """Whether the text names this machine's own address."""
+    return bool(_LOOPBACK.search(text))
 
 
 class Profile(StrEnum):
@@ -136,7 +161,8 @@ class BackupSettings(_Group):
     )
     signing_key_file: Path | None = Field(
         default=None,
-        description="Ed25519 private key (PEM, PKCS8) that signs manifests; backup workers only.",
+        description="Ed25519 private key (PEM, PKCS8) that signs manifests, a file or a secret's ARN; backup workers"
+        " only.",
     )
     trusted_keys: CommaList = Field(
         min_length=1,
@@ -144,11 +170,12 @@ class BackupSettings(_Group):
     )
     identity_file: Path | None = Field(
         default=None,
-        description="age identity (drill or recovery) for verify and restore; restore workers only.",
+        description="age identity (drill or recovery) to restore with, a file or a secret's ARN; restore workers only.",
     )
     verification_key_file: Path | None = Field(
         default=None,
-        description="Ed25519 private key (PEM, PKCS8) that signs what restore tests found; restore workers only.",
+        description="Ed25519 private key (PEM, PKCS8) that signs what restore tests found, a file or a secret's ARN;"
+        " restore workers only.",
     )
     verification_keys: CommaList = Field(
         min_length=1,
@@ -436,8 +463,11 @@ def load() -> Settings:
     faults += _unknown_variables()
     if settings and settings.backup.copy_region == settings.backup.region:
         faults.append(f"{PREFIX}BACKUP__COPY_REGION: names the region of the first bucket. Name another region")
-    if os.environ.get(f"{PREFIX}PROFILE") == Profile.PRODUCTION:
-        faults += _refusals()
+    profile = os.environ.get(f"{PREFIX}PROFILE")
+    if profile in (Profile.STAGING, Profile.PRODUCTION):
+        faults += _of_the_sandbox()
+    if profile == Profile.PRODUCTION:
+        faults += [*_refusals(), *_secret_refusals()]
         if settings:
             faults += _quick_refusals(settings)
     if faults or settings is None:
@@ -492,24 +522,78 @@ def _quick_refusals(settings: Settings) -> list[str]:
     return faults
 
 
-def _refusals() -> list[str]:
-    """What production does not start with. Connections and buckets are checked by doctor, which can reach them."""
+def _of_the_sandbox() -> list[str]:
+    """What neither staging nor production starts with."""
     faults = []
-    for name in variables():
+    for name in [*variables(), "AIRFLOW__SENTRY__SENTRY_DSN"]:
         value = os.environ.get(name, "")
         if _PLACEHOLDER.search(value):
             faults.append(f"{name}: holds a placeholder. Put the real value there")
         if "/.demo/" in value:
-            faults.append(f"{name}: points at the sandbox's keys. Make production keys (docs/keys.md)")
-    for name in sorted(os.environ):
-        if name.startswith("AIRFLOW_CONN_PAYME_") and _LOOPBACK.search(os.environ[name]):
+            faults.append(f"{name}: points at the sandbox's keys. Make keys of your own (docs/keys.md)")
+    # Airflow would fall back to it, stale, in the very moment in which Secrets Manager is away.
+    faults += [
+        f"{name}: a connection in the environment is a sandbox's. Put it into AWS Secrets Manager (docs/secrets.md)"
+        for name, value in sorted(os.environ.items())
+        if name.startswith("AIRFLOW_CONN_PAYME_") and value
+    ]
+    return faults
+
+
+def _refusals() -> list[str]:
+    """What production does not start with. Connections and buckets are checked where they are first known."""
+    faults = []
+    for name in [*variables(), "AIRFLOW__SENTRY__SENTRY_DSN"]:
+        value = os.environ.get(name, "")
+        if is_loopback(value):
             faults.append(f"{name}: a loopback address is a sandbox. Name the real host")
+        elif name.removeprefix(PREFIX) in _HTTPS and _IN_CLEAR.search(value):
+            faults.append(f"{name}: http:// can be read and changed on its way. Name an https:// address")
     # Airflow's default when the variable is not set.
     if "SimpleAuthManager" in (os.environ.get("AIRFLOW__CORE__AUTH_MANAGER") or "SimpleAuthManager"):
         faults.append("AIRFLOW__CORE__AUTH_MANAGER: SimpleAuthManager keeps plain passwords. Name another auth manager")
     if not os.environ.get("AIRFLOW__SENTRY__SENTRY_DSN"):
         faults.append("AIRFLOW__SENTRY__SENTRY_DSN: missing. Failures must reach Sentry in production")
     return faults + _sampling_refusals()
+
+
+def _secret_refusals() -> list[str]:
+    """Where Airflow finds its secrets, and what would show, keep or lose them (docs/secrets.md)."""
+    value = {name: os.environ.get(f"AIRFLOW__{name}", "") for name in _SECRET_OPTIONS}
+    faults = []
+    if value["WORKERS__SECRETS_BACKEND"] != _BACKEND:
+        faults.append(
+            f"AIRFLOW__WORKERS__SECRETS_BACKEND: connections come from AWS Secrets Manager. Set it to {_BACKEND}"
+        )
+    if value["SECRETS__BACKEND"] and not _no_connections(value["SECRETS__BACKEND_KWARGS"]):
+        faults.append(
+            "AIRFLOW__SECRETS__BACKEND_KWARGS: the API server would hand any connection to any task."
+            ' Say "connections_prefix": null there'
+        )
+    faults += [
+        # Without a colon behind the name: what follows that would be taken for the secret, and scrubbed.
+        f"AIRFLOW__{name} is not read without AIRFLOW__SECRETS__BACKEND, and Airflow takes its default. Set that, too"
+        for name in _NAMES_OF_SECRETS
+        if value[name] and not value["SECRETS__BACKEND"]
+    ]
+    if value["SENTRY__SENTRY_DSN_SECRET"]:
+        faults.append(
+            "AIRFLOW__SENTRY__SENTRY_DSN_SECRET fails every task: Sentry does not know it. Set the DSN itself"
+        )
+    if value["SECRETS__USE_CACHE"].lower() in ("true", "t", "1"):
+        faults.append("AIRFLOW__SECRETS__USE_CACHE: a changed secret would not be seen for minutes. Remove it")
+    if value["LOGGING__LOGGING_LEVEL"].upper() == "DEBUG":
+        faults.append("AIRFLOW__LOGGING__LOGGING_LEVEL: at DEBUG boto3 logs the secrets that it reads. Set it to INFO")
+    return faults
+
+
+def _no_connections(backend_kwargs: str) -> bool:
+    try:
+        found = json.loads(backend_kwargs or "{}")
+    except ValueError:  # Airflow takes none then, and so its own prefix
+        return False
+    override = os.environ.get("AIRFLOW__SECRETS__BACKEND_KWARG__CONNECTIONS_PREFIX")
+    return isinstance(found, dict) and override is None and found.get("connections_prefix", "") is None
 
 
 def _sampling_refusals() -> list[str]:

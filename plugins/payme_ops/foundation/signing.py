@@ -12,6 +12,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from payme_ops.foundation import secret
 from payme_ops.foundation.errors import SettingsError, Untrusted
 from payme_ops.foundation.evidence import canonical
 
@@ -19,9 +20,13 @@ _ALGORITHM = "ed25519"
 
 
 def load_private_key(path: Path | None, variable: str = "PAYME_OPS__BACKUP__SIGNING_KEY_FILE") -> Ed25519PrivateKey:
-    """Read a PEM file. Raises SettingsError naming the variable when it is missing or of another kind."""
+    """The key in a PEM file, or in the secret whose ARN `path` is.
+
+    Raises SettingsError naming the variable when it is missing or of another kind, and what `secret.find` raises.
+    """
     remedy = "make one with: openssl genpkey -algorithm ed25519 -out FILE (docs/keys.md)"
-    if path is None or not path.is_file():
+    pem = secret.find(path)
+    if path is None or pem is None:
         raise SettingsError(
             "no signing key",
             expected=f"{variable} to name a readable file",
@@ -29,7 +34,7 @@ def load_private_key(path: Path | None, variable: str = "PAYME_OPS__BACKUP__SIGN
             remedy=remedy,
         )
     try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
+        key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError):
         raise SettingsError(
             f"{path.name} is not a signing key", expected="an unencrypted PEM key", remedy=remedy

@@ -1,19 +1,27 @@
 """From Airflow connections to what the domains take: a libpq conninfo, the buckets.
 
 One connection per power (DESIGN.md section 2, promise 4); on a shell the same names are libpq services and AWS
-profiles (payme_ops.cli).
+profiles (payme_ops.cli). In production they lie in AWS Secrets Manager (docs/secrets.md). None is kept here: each use
+asks anew, so that a changed one counts at once.
 """
 
-from typing import TYPE_CHECKING
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import Connection
 from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.sdk.log import mask_secret
 from psycopg.conninfo import make_conninfo
 
-from payme_ops.foundation.errors import SettingsError
+from payme_ops.foundation import secret
+from payme_ops.foundation.errors import SecretMissing, SettingsError
+from payme_ops.foundation.settings import Profile, is_loopback
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient as SecretsManagerClient
+    from botocore.config import Config
+    from slack_sdk import WebClient
 
     from payme_ops.backup.catalogue import Stores
     from payme_ops.foundation.airflow_api import AirflowApi
@@ -28,9 +36,80 @@ if TYPE_CHECKING:
 _LIBPQ_EXTRAS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_attrs")
 
 
+def require(conn_id: str) -> Connection:
+    """That connection, as it is now: from AWS Secrets Manager and nowhere else where Airflow has that for its backend.
+
+    Raises AirflowNotFoundException when it is not there, Unavailable when nobody can tell, SettingsError when it may
+    not be read, cannot be understood or is not fit for production.
+    """
+    kept = _secrets_manager_backend()
+    found: Connection = Connection.get(conn_id) if kept is None else _kept_connection(kept, conn_id)
+    if os.environ.get("PAYME_OPS__PROFILE") == Profile.PRODUCTION:
+        _refuse_sandbox(found)
+    return found
+
+
+def _secrets_manager_backend() -> Any | None:
+    from airflow.sdk.execution_time.supervisor import ensure_secrets_backend_loaded
+
+    for backend in ensure_secrets_backend_loaded():
+        # By its name: who has none need not import it.
+        if type(backend).__name__ == "SecretsManagerBackend" and getattr(backend, "connections_prefix", None):
+            return backend
+    return None
+
+
+def _kept_connection(kept: Any, conn_id: str) -> Connection:
+    # Connection.get takes a no, a wrong answer and no answer all for "not there", and goes on to ask the environment
+    # and Airflow's database, where something old may be.
+    path = kept.build_path(kept.connections_prefix, conn_id, kept.sep)
+    for _ in range(2):  # it may have been away for a moment
+        with suppress(Exception):
+            if found := kept.get_connection(conn_id):
+                mask_secret(found.password)
+                return cast("Connection", found)
+        try:
+            secret.fetch(lambda: kept.client, path, "this process")
+        except SecretMissing:
+            raise AirflowNotFoundException(f"AWS Secrets Manager has no {path}") from None
+    raise SettingsError(
+        f"connection {conn_id} cannot be used",
+        expected="a secret with a JSON object of conn_type, host, login, password, extra",
+        found="a secret that Airflow cannot read",
+        remedy=f"correct {path} (docs/secrets.md)",
+    )
+
+
+def _refuse_sandbox(connection: Connection) -> None:
+    """What settings refuse in production, of what only a connection tells."""
+    kind, extra = connection.conn_type, connection.extra_dejson
+    hosts = [connection.host or "", *(str(extra.get(name) or "") for name in ("endpoint_url", "base_url", "dsn"))]
+    wanted = found = ""
+    if any(is_loopback(host) for host in hosts) or (connection.host or "").startswith("/"):
+        wanted, found = "the address of another machine", "a loopback address"
+    elif kind == "postgres" and extra.get("sslmode") != "verify-full":
+        wanted, found = "extra with sslmode verify-full", f"sslmode {extra.get('sslmode') or 'not set'}"
+    elif any(_in_clear(host) for host in hosts):
+        wanted, found = "an https:// address", "http://"
+    elif kind == "smtp" and extra.get("disable_tls"):
+        wanted, found = "mail over TLS", "disable_tls"
+    if found:
+        raise SettingsError(
+            f"connection {connection.conn_id} is not fit for production",
+            expected=wanted,
+            found=found,
+            remedy="correct its secret (docs/secrets.md)",
+        )
+
+
+def _in_clear(url: str) -> bool:
+    # A name without a dot is one of the network of these containers, as http://api-server:8080.
+    return url.startswith("http://") and "." in url
+
+
 def conninfo(conn_id: str) -> str:
     """The libpq string of a postgres connection. Airflow masks its password in logs; never log the string."""
-    connection = Connection.get(conn_id)
+    connection = require(conn_id)
     if connection.conn_type != "postgres" or not connection.host:
         raise SettingsError(
             f"connection {conn_id} cannot be used",
@@ -57,16 +136,35 @@ def ops_db() -> str:
 def stores(conn_id: str, backup: "BackupSettings") -> "Stores":
     """The two buckets through one identity."""
     # Not at module level: alerts need `conninfo`, and must work where boto3 does not.
-    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-
     from payme_ops.backup.catalogue import Stores
     from payme_ops.foundation.objectstore import CLIENT_CONFIG, Bucket
 
     def bucket(name: str, region: str) -> Bucket:
-        hook = S3Hook(aws_conn_id=conn_id, region_name=region, config=CLIENT_CONFIG)
-        return Bucket(hook.get_conn(), name)
+        return Bucket(_aws(require(conn_id), "s3", region, CLIENT_CONFIG), name)
 
     return Stores(bucket(backup.bucket, backup.region), bucket(backup.copy_bucket, backup.copy_region))
+
+
+def _aws(connection: Connection, service: str, region: str | None = None, config: "Config | None" = None) -> Any:
+    """A client by that connection. Airflow's hooks take the machine's own identity where they find none: never here."""
+    from airflow.providers.amazon.aws.hooks.base_aws import SessionFactory
+    from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
+
+    wrapper = AwsConnectionWrapper(connection, region_name=region, botocore_config=config)
+    session = SessionFactory(conn=wrapper, region_name=region, config=config).create_session()
+    url = wrapper.get_service_endpoint_url(service_name=service)
+    make: Any = session.client  # its types want each service by name
+    return make(service, endpoint_url=url, config=config, verify=wrapper.verify)
+
+
+def slack_client(timeout_seconds: int) -> "WebClient":
+    """Slack's Web API by the bot token of payme_slack."""
+    from slack_sdk import WebClient
+
+    found = require("payme_slack")
+    extra = found.extra_dejson
+    options = {name: extra[name] for name in ("base_url", "proxy") if extra.get(name)}
+    return WebClient(found.password, timeout=timeout_seconds, **options)
 
 
 def payme_api(environment: str = "production") -> "PaymeApi | None":
@@ -101,13 +199,8 @@ def code_host() -> "GitHub | None":
 
 def secrets_manager() -> "SecretsManagerClient | None":
     """AWS Secrets Manager, for the application's variables; None where the connection payme_secrets is not there."""
-    if _optional("payme_secrets") is None:
-        return None
-    from airflow.providers.amazon.aws.hooks.secrets_manager import SecretsManagerHook
-
-    hook = SecretsManagerHook(aws_conn_id="payme_secrets")  # type: ignore[no-untyped-call]
-    client: SecretsManagerClient = hook.get_conn()
-    return client
+    found = _optional("payme_secrets")
+    return _aws(found, "secretsmanager") if found else None
 
 
 def sentry_api() -> "SentryApi | None":
@@ -158,10 +251,9 @@ def mail_server() -> "MailServer | None":
 
 def _optional(conn_id: str) -> Connection | None:
     try:
-        found: Connection = Connection.get(conn_id)
+        return require(conn_id)
     except AirflowNotFoundException:
         return None
-    return found
 
 
 def _url(connection: Connection) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow.sdk import Context
 
-from payme_ops.foundation import evidence, lease, status_page
+from payme_ops.foundation import evidence, lease, secret, status_page
 from payme_ops.foundation import settings as config
 from payme_ops.foundation.clock import show
 from payme_ops.foundation.errors import GateClosed, NotFound, Unavailable
@@ -113,7 +113,7 @@ def application_environment(_context: Context, release: Release) -> Finding:
     client, name = connections.secrets_manager(), f"payme/{environment}/secrets"
     if client is None:
         return _not_there("payme_secrets")
-    values = app_env.read_secret(app_env.fetch_secret(lambda: client, name, "the connection payme_secrets"))
+    values = app_env.read_secret(secret.fetch(lambda: client, name, "the connection payme_secrets"))
     return app_env.examine(values, environment, f"secret {name}")
 
 

@@ -9,13 +9,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any
 from urllib.parse import urlsplit
 
-from botocore.exceptions import BotoCoreError, ClientError
 from dotenv import dotenv_values
 
-from payme_ops.foundation.errors import SettingsError, Unavailable
+from payme_ops.foundation.errors import SettingsError
 from payme_ops.foundation.evidence import Finding, failed, passed
 from payme_ops.release.request import Environment
 
@@ -110,27 +108,6 @@ def _is_line(line: str) -> bool:
 _LINE = re.compile(
     r"""\s*(?:export\s+)?[A-Za-z_][A-Za-z0-9_]*\s*=\s*(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s'"#][^\n]*|)\s*(?:\#[^\n]*)?"""
 )
-
-
-def fetch_secret(client: Callable[[], Any], name: str, who: str) -> str:
-    """The text of that secret of AWS Secrets Manager; `who` asks for it. Raises SettingsError, Unavailable."""
-    try:
-        return str(client().get_secret_value(SecretId=name)["SecretString"])
-    except (ClientError, KeyError) as error:
-        response = getattr(error, "response", {})
-        raise SettingsError(
-            f"the secret {name} cannot be read",
-            expected=f"a secret with text that {who} may read",
-            found=str(response.get("Error", {}).get("Code", "none")),
-            remedy="compare its name with `aws secretsmanager list-secrets`, and the policy of who reads it",
-        ) from None
-    except BotoCoreError as error:
-        raise Unavailable(
-            "AWS Secrets Manager could not be asked",
-            expected=f"{who} with a region and credentials",
-            found=type(error).__name__,
-            remedy="add it (docs/first-run.md), or see whether AWS can be reached from here",
-        ) from None
 
 
 def read_secret(text: str) -> dict[str, str]:

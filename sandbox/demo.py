@@ -33,7 +33,8 @@ def demo(console: Console, *, once: bool) -> None:
     def say(text: str) -> None:
         console.print(f"[dim]{time.monotonic() - begun:5.0f} s[/dim]  {escape(text)}", soft_wrap=True)
 
-    with world.running(ROOT, size="demo", say=say) as (here, supervisor):
+    with world.running(ROOT, size="demo", say=say) as (built, supervisor):
+        here = world.watched(built)
         supervisor.start(world.application(here), world.staging(here))
         env = airflow.environment(here)
         since = datetime.now(UTC)

@@ -18,7 +18,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -112,7 +112,12 @@ def attach(root: Path) -> World:
     ports = _kept_ports(root)
     if not ports or not is_running(root):
         raise SandboxError("the sandbox is not running", remedy="start it with make demo, in another terminal")
-    return _assemble(root, ports)
+    return watched(_assemble(root, ports))
+
+
+def watched(world: World) -> World:
+    """The world in which the health watch looks at the PayMe API, which has to run: without it, it would be told."""
+    return replace(world, env={**world.env, "PAYME_OPS__MONITORING__ENDPOINTS": f"production={world.url('payme_api')}"})
 
 
 def is_running(root: Path) -> bool:

@@ -101,7 +101,7 @@ def desk(console: Console) -> Iterator[Desk]:
     console.print("The demo is not running: starting it, with Airflow, for this step (about half a minute).")
     with world.running(ROOT, size="demo") as (here, supervisor):
         supervisor.start(world.application(here), world.staging(here))
-        airflow.start(here, supervisor, airflow.environment(here))
+        airflow.start(here, supervisor, airflow.environment(world.watched(here)))
         yield _desk(here)
 
 

@@ -58,6 +58,17 @@ class Reminder:
         return f"reminder {self.id} after {self.minutes} min"
 
 
+@dataclass(frozen=True)
+class Pending:
+    """A question without an answer that still stands; `subject` is what was asked."""
+
+    run: str
+    gate: str
+    subject: str
+    asked_at: datetime
+    expires_at: datetime
+
+
 def ask(
     conninfo: str,
     *,
@@ -123,6 +134,16 @@ def reminders(conninfo: str, after_minutes: Sequence[int]) -> list[Reminder]:
         connection.cursor(row_factory=class_row(Reminder)) as cursor,
     ):
         return cursor.execute(load("ops/due_reminders.sql"), {"minutes": list(after_minutes)}).fetchall()
+
+
+def pending(conninfo: str) -> list[Pending]:
+    """What people are asked and have not answered yet, the first to expire first. Raises DatabaseUnavailable."""
+    with (
+        connect(conninfo, application="payme_ops:approval") as connection,
+        speaking("look for questions without an answer"),
+        connection.cursor(row_factory=class_row(Pending)) as cursor,
+    ):
+        return cursor.execute(load("ops/pending_approvals.sql")).fetchall()
 
 
 def require(conninfo: str, *, run: str, gate: str, digest: str) -> Approval:

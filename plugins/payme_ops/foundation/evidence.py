@@ -179,6 +179,14 @@ def of_run(conninfo: str, run: str) -> list[Evidence]:
     return [found for _, found in numbered(conninfo, run)]
 
 
+def newest_before(conninfo: str, dag: str, item: str, before: datetime) -> tuple[str, datetime] | None:
+    """The newest run of a DAG that recorded that item before then, and when. Raises DatabaseUnavailable."""
+    values = {"prefix": f"{dag.replace('_', chr(92) + '_')}/%", "item": item, "before": before}
+    with connect(conninfo, application="payme_ops:evidence") as connection, speaking("look for earlier evidence"):
+        row = connection.execute(load("ops/newest_run_before.sql"), values).fetchone()
+    return (row[0], row[1]) if row else None
+
+
 def numbered(conninfo: str, run: str) -> list[tuple[int, Evidence]]:
     """The same, each with its number in the ops database."""
     with connect(conninfo, application="payme_ops:evidence") as connection, speaking("read evidence"):

@@ -100,6 +100,16 @@ def peek(conninfo: str, name: str) -> Holder | None:
     return Holder(name, row[0], row[1]) if row else None
 
 
+def held(conninfo: str) -> list[Holder]:
+    """Everything that is held now, leases and terms, the oldest first. Takes nothing. Raises DatabaseUnavailable."""
+    with (
+        connect(conninfo, application="payme_ops:lease:peek") as connection,
+        speaking("look at the leases"),
+        connection.cursor(row_factory=class_row(Holder)) as cursor,
+    ):
+        return cursor.execute(load("ops/held_leases.sql")).fetchall()
+
+
 # -- terms ------------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from payme_ops.foundation.clock import utc_now
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from payme_ops.foundation.alert import Alert, Severity, Slack
+    from payme_ops.foundation.alert import Alert, Outcome, Severity, Slack
 
 _log = logging.getLogger("payme_ops.alert")
 
@@ -116,8 +116,17 @@ def inform(
     from payme_ops.foundation.alert import Severity, message
 
     severity, key = Severity.INFO if good else Severity.WARNING, thread_of(context, thread)
-    told = _say(context, key, f"{occurrence(context)}/{what}", severity, what, why, todo, link)
+    told, _ = _say(context, key, f"{occurrence(context)}/{what}", severity, what, why, todo, link)
     return _or_none(lambda: message(_ops_database(), told))
+
+
+def tell_once(
+    context: "Context", key: str, occurrence: str, what: str, why: str, todo: str, since: datetime
+) -> "Outcome":
+    """Tell something good to know, once for that occurrence, whichever run says it. Answers what became of it."""
+    from payme_ops.foundation.alert import Severity
+
+    return _say(context, key, occurrence, Severity.INFO, what, why, todo, since=since)[1]
 
 
 def thread_of(context: "Context", thread: str = "") -> str:
@@ -160,8 +169,16 @@ def _standing(key: str) -> dict[str, str]:
 
 
 def _say(
-    context: "Context", key: str, occurrence: str, severity: "Severity", what: str, why: str, todo: str, link: str = ""
-) -> "Alert":
+    context: "Context",
+    key: str,
+    occurrence: str,
+    severity: "Severity",
+    what: str,
+    why: str,
+    todo: str,
+    link: str = "",
+    since: datetime | None = None,
+) -> "tuple[Alert, Outcome]":
     from payme_ops.foundation.alert import Alert, raise_alert
     from payme_ops.foundation.settings import AlertSettings
     from payme_ops.orchestration import sentry
@@ -173,7 +190,7 @@ def _say(
         severity=severity,
         what=what,
         why=why,
-        since=utc_now(),
+        since=since or utc_now(),
         next=todo,
         owner=_setting("PAYME_OPS__ALERT__OWNER", AlertSettings().owner),
         runbook=page,
@@ -188,7 +205,7 @@ def _say(
         capture_if_waiting=True,
     )
     _log.info("alert %s for %s: %s", alert.key, alert.occurrence, outcome)
-    return alert
+    return alert, outcome
 
 
 def _pages(context: "Context") -> tuple[str, str, str]:

@@ -215,6 +215,12 @@ def sentry_api() -> "SentryApi | None":
     return SentryApi(_url(found), found.password or "", *parts)
 
 
+def sentry_airflow_project() -> str:
+    """The slug of Airflow's own project in that Sentry; "" where it is not named."""
+    found = _optional("payme_sentry")
+    return str(found.extra_dejson.get("airflow_project", "")) if found else ""
+
+
 def airflow_api() -> "AirflowApi | None":
     """Airflow's own API, to read its event log; None where the connection payme_airflow_api is not there."""
     from payme_ops.foundation.airflow_api import AirflowApi

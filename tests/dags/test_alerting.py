@@ -1,10 +1,9 @@
 """The callback of every DAG and task, with contexts as Airflow gives them, on real services."""
 
-import json
+import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,48 +11,34 @@ from typing import Any
 import psycopg
 import pytest
 
-from payme_ops.foundation import opsdb
+from payme_ops.foundation import alert
 from payme_ops.foundation.errors import HashMismatch
-from payme_ops.orchestration.alerting import alert_failed_run
+from payme_ops.foundation.settings import TargetSettings
+from payme_ops.orchestration import alerting
+from payme_ops.orchestration.alerting import alert_failed_run, alert_late_run, alert_run_well
 from sandbox import postgres
-from tests.support.ops import connection
-from tests.support.standins import StandIn, slack_stand_in
+from tests.support.standins import StandIn
 
 PROJECT = Path(__file__).resolve().parents[2]
 RUN = "manual__2026-11-24T02:00:00+00:00"
 
 
-@pytest.fixture(scope="module")
-def ops() -> Iterator[postgres.Cluster]:
-    with postgres.temporary_cluster() as cluster:
-        opsdb.migrate(cluster.conninfo())
-        yield cluster
-
-
-@pytest.fixture
-def slack(tmp_path: Path, ops: postgres.Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """Slack, and the connections to it and to the ops database."""
-    monkeypatch.setenv("AIRFLOW_CONN_PAYME_OPS_DB", json.dumps(connection(ops)))
-    monkeypatch.setenv("PAYME_OPS__ALERT__OWNER", "Wanjiru")
-    monkeypatch.setenv("PAYME_OPS__SLACK__CHANNEL", "night-watch")
-    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.payme.example/")
-    with psycopg.connect(ops.conninfo()) as session:
-        session.execute("TRUNCATE ops.alerts, ops.alert_threads")
-    with slack_stand_in(tmp_path) as running:
-        extra = {"base_url": f"{running.url}/api/"}
-        slack = {"conn_type": "slack", "password": "xoxb-test", "extra": extra}
-        monkeypatch.setenv("AIRFLOW_CONN_PAYME_SLACK", json.dumps(slack))
-        yield running
-
-
-def task_context(error: BaseException | None = None, *, cleared: int = 0, run: str = RUN, map_index: int = -1) -> Any:
-    """What a task's callback gets; also a DAG's, with `reason` in the place of `exception`."""
+def task_context(
+    error: BaseException | None = None,
+    *,
+    cleared: int = 0,
+    run: str = RUN,
+    map_index: int = -1,
+    states: dict[str, str] | None = None,
+) -> Any:
+    """What a task's callback gets; also a DAG's, with `reason` in the place of `exception`. `states` of the run."""
     ti = SimpleNamespace(
         task_id="dump_and_store",
         try_number=3,
         map_index=map_index,
         task=SimpleNamespace(),
         end_date=datetime(2026, 11, 24, 2, 0, 13, tzinfo=UTC),
+        get_task_states=lambda **_: {run: {"dump_and_store": "failed", **(states or {})}},
     )
     dag_run = SimpleNamespace(clear_number=cleared)
     context = {"dag": SimpleNamespace(dag_id="backup_daily"), "run_id": run, "ti": ti, "dag_run": dag_run}
@@ -125,6 +110,139 @@ def test_a_mapped_task_is_named_with_its_index(slack: StandIn) -> None:
     assert "dump_and_store[4]" in texts(slack.messages[0])[0]
 
 
+@pytest.mark.parametrize(
+    ("states", "what"),
+    [
+        ({"preflight": "failed", "commit": "upstream_failed"}, "in preflight, then in dump_and_store, try 3"),
+        ({"preflight": "success", "dump_and_store_4": "failed"}, "in dump_and_store_4, then in dump_and_store, try 3"),
+        ({"preflight": "skipped"}, "in dump_and_store, try 3"),
+    ],
+)
+def test_who_failed_first_and_could_not_tell_is_named_first(slack: StandIn, states: dict[str, str], what: str) -> None:
+    """Airflow gives a DAG's callback the last that failed."""
+    alert_failed_run(task_context(states=states) | {"reason": "task_failure"})
+    assert texts(slack.messages[0])[0] == f":red_circle: backup_daily failed {what}"
+
+
+def test_states_that_cannot_be_asked_for_do_not_keep_it_from_being_told(slack: StandIn) -> None:
+    context = task_context(ValueError("why"))
+    context["ti"].get_task_states = lambda **_: 1 / 0
+    alert_failed_run(context)
+    assert "failed in dump_and_store, try 3" in texts(slack.messages[0])[0]
+
+
+# -- well again, and late ---------------------------------------------------------------------------------------
+
+
+def well(run: str, *, scheduled: bool) -> Any:
+    """What a DAG's success callback gets."""
+    timetable = SimpleNamespace(expression="0 2 * * *") if scheduled else SimpleNamespace()
+    dag = SimpleNamespace(dag_id="backup_daily", timetable=timetable)
+    return task_context(run=run) | {"dag": dag, "reason": "success"}
+
+
+def open_keys(alert_ops: postgres.Cluster) -> list[str]:
+    return [one.key for one in alert.open_alerts(alert_ops.conninfo())]
+
+
+@pytest.mark.parametrize(
+    ("scheduled", "run", "over"), [(True, "another", True), (False, "another", False), (False, RUN, True)]
+)
+def test_a_run_that_does_well_is_told_where_the_failure_was(
+    slack: StandIn, alert_ops: postgres.Cluster, scheduled: bool, run: str, over: bool
+) -> None:
+    alert_failed_run(task_context(ValueError("why")))
+    for _ in range(2):
+        alert_run_well(well(run, scheduled=scheduled))
+    assert open_keys(alert_ops) == ([] if over else ["run_failed:backup_daily"])
+    first, *rest = slack.messages
+    assert [(message["thread_ts"], texts(message)[0]) for message in rest] == (
+        [(first["ts"], ":large_blue_circle: backup_daily has run well again")] if over else []
+    )
+
+
+def test_a_run_that_does_well_says_nothing_when_nothing_was_told(slack: StandIn) -> None:
+    alert_run_well(well(RUN, scheduled=True))
+    assert slack.messages == []
+
+
+def missed(run: str = RUN) -> dict[str, Any]:
+    """What Airflow gives a deadline's callback."""
+    begun = "2026-11-23T23:00:00.123456Z"
+    dag_run = {"dag_id": "backup_daily", "dag_run_id": run, "queued_at": begun, "state": "running"}
+    return {"dag_run": dag_run, "deadline": {"id": "1", "deadline_time": datetime(2026, 11, 24, 0, 30, tzinfo=UTC)}}
+
+
+def test_a_late_run_is_told_once_and_when_one_ends_well(slack: StandIn, alert_ops: postgres.Cluster) -> None:
+    for _ in range(2):
+        asyncio.run(alert_late_run(missed()))
+    [message] = slack.messages
+    what, why, *_, to_do, links = texts(message)
+    assert what == ":large_orange_circle: backup_daily is late: it has not ended in time"
+    assert "Queued 2026-11-24 02:00:00 EAT, to end by 2026-11-24 03:30:00 EAT; it is running." in why
+    assert "docs/runbooks/backup_daily.md" in to_do
+    assert "/dags/backup_daily/runs/manual__2026" in links
+    assert open_keys(alert_ops) == ["late:backup_daily"]
+    alert_run_well(well(RUN, scheduled=True))
+    assert slack.messages[1]["thread_ts"] == message["ts"]
+    assert open_keys(alert_ops) == []
+
+
+def test_what_is_late_is_told_before_its_target_is_missed(dag_bag: Any) -> None:
+    targets = TargetSettings()
+    within = {name: dag.deadline[0].interval for name, dag in dag_bag.dags.items() if dag.deadline}
+    assert set(within) == {"backup_daily", "backup_restore_test"}
+    assert timedelta(days=1) + within["backup_daily"] < timedelta(hours=targets.rpo_hours)
+    # What it tests was taken four hours before it begins.
+    assert timedelta(days=7, hours=4) + within["backup_restore_test"] < timedelta(days=targets.proof_days)
+    longest = dag_bag.dags["backup_restore_test"].get_task("restore_and_compare").execution_timeout
+    assert within["backup_restore_test"] >= longest
+
+
+# -- Slack is away ----------------------------------------------------------------------------------------------
+
+
+SAYS: list[Any] = [
+    lambda context: alerting.inform(context, "something to know", "why", "look"),
+    lambda context: alerting.begun(context, "frozen", "something lasts", "why", "look"),
+    lambda _: asyncio.run(alert_late_run(missed())),
+]
+
+
+@pytest.mark.parametrize("say", SAYS, ids=["inform", "begun", "late"])
+def test_what_slack_does_not_take_sentry_hears_once_and_slack_later(
+    slack: StandIn, alert_ops: postgres.Cluster, stand_in: StandIn, caplog: pytest.LogCaptureFixture, say: Any
+) -> None:
+    slack.fail(503)
+    for _ in range(2):
+        say(task_context())
+    [event] = stand_in.events
+    assert event["message"].startswith("Slack did not take: ")
+    assert (event["tags"]["dag_id"], event["tags"]["run_id"]) == ("backup_daily", RUN)
+    assert "Slack did not take it: status 503" in caplog.text
+    slack.fail(None)
+    assert alert.send_pending(alert_ops.conninfo(), alerting._slack()) == 1
+    assert len(slack.messages) == 1
+
+
+def test_what_slack_takes_is_no_event(slack: StandIn, stand_in: StandIn) -> None:
+    for say in SAYS:
+        say(task_context())
+    assert stand_in.events == []
+    assert len(slack.messages) == 3
+
+
+def test_neither_slack_nor_sentry_nor_the_ops_database_changes_what_the_task_does(
+    slack: StandIn, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slack.fail(503)
+    stand_in.fail(503)
+    monkeypatch.delenv("AIRFLOW_CONN_PAYME_OPS_DB")
+    for say in (*SAYS, lambda context: alert_failed_run(context | {"exception": ValueError("why")})):
+        say(task_context())
+    assert slack.messages == []
+
+
 def test_a_long_error_is_cut_to_its_first_lines(slack: StandIn) -> None:
     alert_failed_run(task_context(ValueError("\n".join(f"line {number}" for number in range(100)))))
     why = texts(slack.messages[0])[1]
@@ -143,11 +261,11 @@ def test_told_although_settings_and_ops_connection_are_broken(
 
 
 def test_without_slack_it_is_written_and_nothing_is_raised(
-    slack: StandIn, ops: postgres.Cluster, monkeypatch: pytest.MonkeyPatch
+    slack: StandIn, alert_ops: postgres.Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AIRFLOW_CONN_PAYME_SLACK")
     alert_failed_run(task_context(ValueError("why")))
-    with psycopg.connect(ops.conninfo()) as session:
+    with psycopg.connect(alert_ops.conninfo()) as session:
         assert session.execute("SELECT count(*) FROM ops.alerts WHERE sent_at IS NULL").fetchone() == (1,)
     assert slack.messages == []
 

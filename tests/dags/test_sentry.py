@@ -2,8 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +12,7 @@ from hypothesis import strategies as st
 
 from payme_ops.monitoring import sentry_rules
 from payme_ops.orchestration import alerting, sentry
-from tests.support.standins import StandIn, sentry_stand_in
+from tests.support.standins import StandIn
 
 PHONE, KEY, TOKEN, DSN_KEY = "+254712000111", "5e" * 32, "xoxb-1234-secret", "0123456789abcdef" * 2
 PASSWORD = "hunter2-of-the-database"
@@ -135,20 +133,6 @@ def test_airflows_own_event_passes_where_nobody_else_tells() -> None:
     assert cleaned is not None
     assert cleaned["tags"] == {"run_id": "a_run", "owner": "payme-ops"}
     assert cleaned["fingerprint"] == ["failed task", "a_dag", "a_task", "ValueError"]
-
-
-@pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """Sentry, switched on for this process as in a task's or the DAG processor's."""
-    with sentry_stand_in(tmp_path) as running:
-        monkeypatch.setenv("AIRFLOW__SENTRY__SENTRY_ON", "True")
-        monkeypatch.setenv("AIRFLOW__SENTRY__SENTRY_DSN", running.url.replace("://", "://abc@") + "/1")
-        sentry.install.cache_clear()
-        yield running
-        sentry_sdk.get_client().close(timeout=2)
-        sentry_sdk.get_global_scope().set_client(None)
-        sentry_sdk.get_global_scope().clear()
-        sentry.install.cache_clear()
 
 
 def test_an_event_names_task_and_installation_and_no_error_is_sampled(

@@ -308,7 +308,7 @@ def test_each_thing_broken_is_red_with_what_turns_it_green(
     desk.set("WATCHDOG__AIRFLOW_PASSWORD_FILE", str(tmp_path / "none"))
     assert doctor()["incident_runs"].verdict is Verdict.FAIL
     assert "PAYME_OPS__WATCHDOG__AIRFLOW_LOGIN" in red()["incident_runs"]
-    with pytest.raises(SettingsError, match="No such file"):
+    with pytest.raises(SettingsError, match="no such file"):
         command.airflow(settings.load())
 
 

@@ -397,7 +397,7 @@ class TestCommand:
 
     def test_a_token_file_that_cannot_be_read(self, ready: Installation, tmp_path: Path) -> None:
         ready.set("SLACK__TOKEN_FILE", str(tmp_path / "none"))
-        with pytest.raises(SettingsError, match="No such file"):
+        with pytest.raises(SettingsError, match="no such file"):
             command.watchdog()
 
     def test_it_lives_through_everything_being_away_and_ends_when_told(

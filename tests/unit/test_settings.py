@@ -324,6 +324,13 @@ def test_production_takes_addresses_of_its_own_network_in_clear(environment: Env
     )
 
 
+def test_production_sends_no_password_in_clear(environment: Environment) -> None:
+    login = {"PAYME_OPS__WATCHDOG__AIRFLOW_LOGIN": "auditor"}
+    assert environment.load(PRODUCTION, **login, PAYME_OPS__WATCHDOG__AIRFLOW_URL="https://airflow.payme.test")
+    (fault,) = environment.faults(PRODUCTION, **login, PAYME_OPS__WATCHDOG__AIRFLOW_URL="http://api-server:8080")
+    assert "shows the login's password" in fault
+
+
 @pytest.mark.parametrize(
     "name",
     ["AIRFLOW__CORE__AUTH_MANAGER", "AIRFLOW__SENTRY__SENTRY_DSN", "AIRFLOW__SENTRY__TRACES_SAMPLE_RATE"],

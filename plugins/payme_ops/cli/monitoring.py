@@ -10,7 +10,7 @@ import typer
 from payme_ops.cli import doors
 from payme_ops.cli.backup import AsJson
 from payme_ops.cli.tables import uptime_gaps, uptime_json, uptime_table
-from payme_ops.foundation import airflow_api, settings
+from payme_ops.foundation import airflow_api, secret, settings
 from payme_ops.foundation.airflow_api import AirflowApi
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import SettingsError
@@ -62,17 +62,13 @@ def airflow(config: Settings) -> Airflow:
     return Airflow(url, AirflowApi(url, login, _password(file)))
 
 
-def _password(file: Path | None) -> str:
-    try:
-        password = file.read_text().strip() if file else ""
-        found = "no password"
-    except OSError as error:
-        password, found = "", f"{file}: {error.strerror}"
+def _password(place: Path | None) -> str:
+    password = (secret.find(place) or b"").decode().strip()
     if not password:
         raise SettingsError(
             "Airflow cannot be asked what is paused",
             expected=_PASSWORD_FILE,
-            found=found,
+            found=f"{place}: no such file, or an empty one" if place else "no password",
             remedy="name a file with the password of PAYME_OPS__WATCHDOG__AIRFLOW_LOGIN, or remove that login",
         )
     return password

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from payme_ops.backup import freshness
 from payme_ops.cli import doors, monitoring
-from payme_ops.foundation import alert, lease, settings
+from payme_ops.foundation import alert, lease, secret, settings
 from payme_ops.foundation.alert import Alert, Severity, Slack
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import SettingsError
@@ -157,13 +157,10 @@ def _slack(config: Settings) -> Slack:
     return Slack(WebClient(token, base_url=config.slack.api_url, timeout=_SLACK_SECONDS), config.slack.channel)
 
 
-def _token(file: Path | None, variable: str) -> str:
-    try:
-        token = file.read_text().strip() if file else ""
-    except OSError as error:
-        raise _missing(variable, f"{file}: {error.strerror}") from None
+def _token(place: Path | None, variable: str) -> str:
+    token = (secret.find(place) or b"").decode().strip()
     if not token:
-        raise _missing(variable, "no token")
+        raise _missing(variable, f"{place}: no such file, or an empty one" if place else "no token")
     return token
 
 

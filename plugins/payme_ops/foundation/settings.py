@@ -26,7 +26,7 @@ _BASE_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})
 _ENDPOINT = re.compile(r"[a-z][a-z0-9_-]{0,40}")
 _LOOPBACK = re.compile(r"\b(127\.\d+\.\d+\.\d+|0\.0\.0\.0|localhost)\b|(?<![\w:])::1(?![\w:])")
 # Where a token goes to, or what is believed of the answer. Airflow's own address and the replicas' are not among
-# them: in their own network they are asked for their health only.
+# them: in their own network they are asked for their health only, unless a login goes to Airflow's, too.
 _HTTPS = (
     *("SLACK__API_URL", "WATCHDOG__HEARTBEAT_URL", "WATCHDOG__API_URL", "WATCHDOG__STAGING_API_URL", "SENTRY__URL"),
     "MONITORING__ENDPOINTS",
@@ -549,6 +549,9 @@ def _refusals() -> list[str]:
             faults.append(f"{name}: a loopback address is a sandbox. Name the real host")
         elif name.removeprefix(PREFIX) in _HTTPS and _IN_CLEAR.search(value):
             faults.append(f"{name}: http:// can be read and changed on its way. Name an https:// address")
+    login, url = (os.environ.get(f"{PREFIX}WATCHDOG__AIRFLOW_{part}", "") for part in ("LOGIN", "URL"))
+    if login and _IN_CLEAR.search(url):
+        faults.append(f"{PREFIX}WATCHDOG__AIRFLOW_URL: http:// shows the login's password. Name an https:// address")
     # Airflow's default when the variable is not set.
     if "SimpleAuthManager" in (os.environ.get("AIRFLOW__CORE__AUTH_MANAGER") or "SimpleAuthManager"):
         faults.append("AIRFLOW__CORE__AUTH_MANAGER: SimpleAuthManager keeps plain passwords. Name another auth manager")

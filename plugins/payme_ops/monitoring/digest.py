@@ -176,7 +176,7 @@ def _errors(found: Errors) -> Iterator[_Part]:
     if isinstance(found.top, NotKnown):
         yield _unknown("  by count", whom, found.top)
     if found.heard is False:
-        deaf = f"{whom} did not hear a test event: quota full? There may be more"
+        deaf = f"{whom} did not hear a test event: quota full? More may be there"
         yield _Part(f"  {deaf}", look=deaf)
     elif isinstance(found.heard, NotKnown):
         yield _unknown("  whether it hears", whom, found.heard)

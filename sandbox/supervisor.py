@@ -183,6 +183,19 @@ class Supervisor:
             self.check()
             time.sleep(0.5)
 
+    def kill(self, name: str) -> Process:
+        """Kill a component with all that it has started, as a crash does; `start` may start it again."""
+        group, child = next((group, one) for group in self._groups for one in group if one.process.name == name)
+        leader = psutil.Process(child.popen.pid)
+        leader.suspend()  # or it starts others while we look for its children
+        for process in [*leader.children(recursive=True), leader]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        child.popen.wait()
+        group.remove(child)
+        self._tell(f"gone {child.popen.pid}")
+        return child.process
+
     def stop(self) -> None:
         """Stop everything in reverse order. A signal while this runs ends the patience, not the stopping."""
         if self._guard is None:

@@ -111,6 +111,20 @@ def test_a_killed_process_is_named_with_the_end_of_its_log(tmp_path: Path, diary
     assert not any(map(alive, diary.pids()))
 
 
+def test_one_that_is_killed_on_purpose_leaves_nothing_and_may_be_started_again(tmp_path: Path, diary: Diary) -> None:
+    with Supervisor(tmp_path) as running:
+        running.start(diary.worker("first"), diary.worker("second"))
+        first, pids = running.pids()["first"], diary.pids()
+        again = running.kill("first")
+        running.check()
+        assert list(running.pids()) == ["second"]
+        assert not alive(first)
+        assert sum(map(alive, pids)) == 2
+        running.start(again)
+        assert list(running.pids()) == ["second", "first"]
+    assert not any(map(alive, diary.pids()))
+
+
 def test_not_ready_in_time(tmp_path: Path, diary: Diary) -> None:
     never = Process(
         "never",

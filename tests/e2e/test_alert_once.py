@@ -18,13 +18,21 @@ from sandbox.airflow import Api
 from sandbox.http import call
 from sandbox.sentry import issue_of
 from sandbox.supervisor import Supervisor
+from tests.support import secrets
+from tests.support.standins import slack_stand_in
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.long
 
 PHONE, SECRET = "+254712000111", "xoxb-never-to-be-seen"
-TOLD = ("raises_every_try", "fails_fast", "is_killed", "two_fail", "cannot_render")
-DAGS = (*TOLD, "heals", "has_no_callback")
+TOLD = ("raises_every_try", "fails_fast", "is_killed", "two_fail", "killed_then_raises", "cannot_render")
+DAGS = (*TOLD, "heals", "has_no_callback", "is_late")
+
+
+def told(here: world.World, key: str) -> list[dict[str, Any]]:
+    """The messages of a key."""
+    found = call("GET", here.url("slack") + "/messages.json")[1]
+    return [message for message in found if message["metadata"]["event_payload"]["key"] == key]
 
 
 @dataclass(frozen=True)
@@ -34,9 +42,8 @@ class Desk:
     api: Api
     runs: dict[str, str]
 
-    def slack(self, dag: str) -> list[dict[str, Any]]:
-        found = call("GET", self.here.url("slack") + "/messages.json")[1]
-        return [message for message in found if message["metadata"]["event_payload"]["key"] == f"run_failed:{dag}"]
+    def slack(self, dag: str, of: str = "run_failed") -> list[dict[str, Any]]:
+        return told(self.here, f"{of}:{dag}")
 
     def sentry(self, dag: str) -> list[dict[str, Any]]:
         found = call("GET", self.here.url("sentry") + "/events.json")[1]
@@ -60,12 +67,18 @@ def desk() -> Iterator[Desk]:
     try:
         with world.running(root) as (here, supervisor):
             env = airflow.environment(here, dags=Path(__file__).parent / "failing_dags")
+            env = secrets.moved(here.url("s3"), env)  # as in production: an alert needs two connections
             since = datetime.now(UTC)
-            airflow.start(here, supervisor, {**env, "TEST_PHONE": PHONE, "TEST_SECRET": SECRET})
+            late_is_told = root / "late is told"
+            given = {"TEST_PHONE": PHONE, "TEST_SECRET": SECRET, "TEST_LATE_IS_TOLD": str(late_is_told)}
+            airflow.start(here, supervisor, {**env, **given})
             api = airflow.login(here)
             for dag in DAGS:
                 supervisor.until(partial(api.dag_missing, dag, since), dag, 120)
-            found = Desk(here, supervisor, api, {dag: api.trigger(dag) for dag in DAGS})
+            # The late one first, or the others would hold every worker.
+            found = Desk(here, supervisor, api, {dag: api.trigger(dag) for dag in reversed(DAGS)})
+            eventually(lambda: told(here, "late:is_late"), "news of the late run", seconds=120)
+            late_is_told.touch()
             for dag, run in found.runs.items():
                 supervisor.until(partial(api.unfinished, dag, run), dag, 180)
             for dag in TOLD:
@@ -78,7 +91,7 @@ def desk() -> Iterator[Desk]:
 
 def test_every_run_ended_as_it_should(desk: Desk) -> None:
     assert {dag: desk.api.state(dag, run) for dag, run in desk.runs.items()} == {
-        dag: "success" if dag == "heals" else "failed" for dag in DAGS
+        dag: "success" if dag in ("heals", "is_late") else "failed" for dag in DAGS
     }
 
 
@@ -110,6 +123,23 @@ def test_for_a_killed_task_its_dag_speaks(desk: Desk) -> None:
     assert "ended without reporting an error" in message["blocks"][1]["text"]["text"]
     assert event["tags"]["task_id"] == "die"
     assert "exception" not in event
+
+
+def test_the_first_that_failed_is_named_also_when_it_could_not_tell(desk: Desk) -> None:
+    [message] = desk.slack("killed_then_raises")
+    head = message["blocks"][0]["text"]["text"]
+    assert head == ":red_circle: killed_then_raises failed in die, then in raise_later, try 1"
+    assert "told by the second" in message["blocks"][1]["text"]["text"]
+
+
+def test_a_run_that_has_not_ended_in_time_is_told_while_it_runs_and_when_it_has_ended(desk: Desk) -> None:
+    eventually(lambda: len(desk.slack("is_late", "late")) == 2, "news of its end", seconds=60)
+    late, ended = desk.slack("is_late", "late")
+    assert late["blocks"][0]["text"]["text"] == ":large_orange_circle: is_late is late: it has not ended in time"
+    assert "it is running" in late["blocks"][1]["text"]["text"]
+    assert f"/dags/is_late/runs/{desk.runs['is_late'].partition('__')[0]}" in json.dumps(late["blocks"])
+    assert ended["thread_ts"] == late["ts"]
+    assert desk.slack("is_late") == []
 
 
 def test_nothing_but_failed_runs_makes_events(desk: Desk) -> None:
@@ -147,3 +177,19 @@ def test_a_cleared_run_that_fails_again_is_told_again_in_the_same_thread(desk: D
     _, again = eventually(lambda: len(found := desk.slack(dag)) == 2 and found, "the second message")
     assert again["thread_ts"] == first["ts"]
     assert len(desk.sentry(dag)) == 2
+
+
+def test_a_changed_secret_counts_without_a_restart_in_tasks_and_in_the_dag_processor(
+    desk: Desk, tmp_path: Path
+) -> None:
+    """Told by the task's process, and for a killed one by the DAG processor: both by the connection of that moment."""
+    before = json.loads(desk.here.env["AIRFLOW_CONN_PAYME_SLACK"])
+    kept, dags = secrets.at(desk.here.url("s3")), ("fails_fast", "is_killed")
+    with slack_stand_in(tmp_path) as other:
+        kept.connection("payme_slack", {**before, "extra": {"base_url": f"{other.url}/api/"}})
+        for run in [(dag, desk.api.trigger(dag)) for dag in dags]:
+            desk.supervisor.until(partial(desk.api.unfinished, *run), run[0], 120)
+        keys = {f"run_failed:{dag}" for dag in dags}
+        eventually(
+            lambda: {one["metadata"]["event_payload"]["key"] for one in other.messages} == keys, "both messages", 60
+        )

@@ -236,6 +236,18 @@ def test_what_was_seen_is_open_until_it_is_over_and_open_anew_when_it_comes_agai
     assert open_keys(ops) == {ALERT.key: ""}
 
 
+def test_what_has_no_end_is_open_until_seen_and_a_warning_for_a_day(ops: str) -> None:
+    for key, severity in (("run_failed:x", "critical"), ("run_says:x", "warning"), ("state:x", "warning")):
+        raise_alert(ops, replace(ALERT, key=key, severity=Severity(severity)), None)
+    assert set(open_keys(ops)) == {"run_failed:x", "run_says:x", "state:x"}
+    with psycopg.connect(ops) as session:
+        session.execute("UPDATE ops.alerts SET raised_at = raised_at - interval '25 hours'")
+    assert set(open_keys(ops)) == {"run_failed:x", "state:x"}
+    for key in ("run_failed:x", "state:x"):
+        alert.acknowledge(ops, key, "wanjiru", "", None)
+    assert open_keys(ops) == {"state:x": "wanjiru"}
+
+
 def test_what_is_not_open_or_by_nobody_is_not_acknowledged(ops: str) -> None:
     raise_alert(ops, ALERT, None)
     with pytest.raises(NotFound, match="no alert health:staging is open; expected one of: health:production"):

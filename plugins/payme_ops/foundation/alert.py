@@ -228,13 +228,18 @@ def standing(conninfo: str, prefix: str) -> dict[str, str]:
 def open_alerts(conninfo: str) -> list[OpenAlert]:
     """What is not over, critical first, then the oldest: keys whose newest alert is no info and no end.
 
-    A state (`LASTING`) is open until its end is told, anything else also only until somebody has seen it.
-
-    Raises DatabaseUnavailable, DatabaseError.
+    A state (`LASTING`) is open until its end is told. Anything else only until somebody has seen it, too, and a mere
+    warning for the day it was for. Raises DatabaseUnavailable, DatabaseError.
     """
     with _session(conninfo) as session:
         found = open_in(session.connection)
-    return [one for one in found if not one.acknowledged_by or one.key.startswith(LASTING)]
+    today = utc_now() - timedelta(days=1)
+    return [
+        one
+        for one in found
+        if one.key.startswith(LASTING)
+        or (not one.acknowledged_by and (one.severity is Severity.CRITICAL or one.raised_at > today))
+    ]
 
 
 def open_in(connection: psycopg.Connection[Any]) -> list[OpenAlert]:

@@ -62,9 +62,8 @@ def dag_options(
 
     A run that has not ended `within` that time of being queued is told as late; it runs on.
     """
-    deadline = {"deadline": _deadline(within)} if within else {}
     return {
-        **deadline,
+        **(deadline(within) if within else {}),
         "dag_id": dag_id,
         "description": description,
         "doc_md": (RUNBOOKS / f"{dag_id}.md").read_text(encoding="utf-8"),
@@ -85,10 +84,12 @@ def dag_options(
     }
 
 
-def _deadline(within: timedelta) -> DeadlineAlert:
-    return DeadlineAlert(
+def deadline(within: timedelta) -> dict[str, Any]:
+    """Keyword arguments for @dag: a run that has not ended that time after it was queued is told as late."""
+    alert = DeadlineAlert(
         reference=DeadlineReference.DAGRUN_QUEUED_AT,  # runs by hand have no logical date
         interval=within,
         callback=AsyncCallback(alert_late_run),
         name="ends in time",
     )
+    return {"deadline": alert}

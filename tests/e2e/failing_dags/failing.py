@@ -5,16 +5,19 @@ import os
 import signal
 import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule, dag, task
 
 from payme_ops.foundation.errors import IntegrityError
-from payme_ops.orchestration.alerting import alert_failed_run
+from payme_ops.orchestration.alerting import alert_failed_run, alert_run_well
+from payme_ops.orchestration.defaults import deadline
 
 # Given by the test, which looks for them everywhere afterwards.
 PHONE, SECRET = os.environ["TEST_PHONE"], os.environ["TEST_SECRET"]
 
+SOON = timedelta(seconds=5)
 OPTIONS: dict[str, Any] = {
     "start_date": datetime(2026, 1, 1, tzinfo=UTC),
     "catchup": False,
@@ -70,6 +73,19 @@ def is_killed() -> None:
     die()
 
 
+@dag("killed_then_raises", default_args={**TASKS, "retries": 0}, schedule=None, **OPTIONS)
+def killed_then_raises() -> None:
+    @task
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @task(trigger_rule="all_done")
+    def raise_later() -> None:
+        raise ValueError("told by the second")
+
+    die() >> raise_later()
+
+
 @dag("two_fail", default_args={**TASKS, "retries": 0}, schedule=None, **OPTIONS)
 def two_fail() -> None:
     @task
@@ -82,6 +98,17 @@ def two_fail() -> None:
 
     first()
     second()
+
+
+@dag("is_late", default_args=TASKS, schedule=None, on_success_callback=alert_run_well, **deadline(SOON), **OPTIONS)
+def is_late() -> None:
+    @task
+    def wait_to_be_told() -> None:
+        waited = threading.Event()
+        while not Path(os.environ["TEST_LATE_IS_TOLD"]).exists():
+            waited.wait(0.5)
+
+    wait_to_be_told()
 
 
 @dag("cannot_render", default_args={**TASKS, "retries": 0}, schedule=None, **OPTIONS)
@@ -107,5 +134,7 @@ fails_fast()
 heals()
 is_killed()
 two_fail()
+killed_then_raises()
+is_late()
 cannot_render()
 has_no_callback()

@@ -16,7 +16,7 @@ import pytest
 from sandbox import airflow, world
 from sandbox.airflow import Api
 from sandbox.http import call
-from sandbox.sentry import issue_of
+from sandbox.sentry_api import issue_of
 from sandbox.supervisor import Supervisor
 from tests.support import secrets
 from tests.support.standins import slack_stand_in

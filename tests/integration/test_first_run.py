@@ -170,8 +170,14 @@ def enforcing(url: str) -> str:
         f"aws iam put-user-policy --user-name {name} --policy-name head --policy-document '{policy}'\n"
         for name in ("payme_s3_write", "payme_s3_prune")
     ]
+    role = (  # of Secrets Manager the stand-in looks at the action alone
+        "aws iam create-user --user-name machine > /dev/null\n"
+        "aws iam put-user-policy --user-name machine --policy-name m --policy-document"
+        """ "$(sed 's|"arn:[^"]*"|"*"|' "$DESK/payme_airflow.json")"\n"""
+        'aws iam create-access-key --user-name machine --query AccessKey > "$DESK/role"\n'
+    )
     return (
-        "".join(heads) + '"$PYTHON" -c "from urllib.request import Request, urlopen;'
+        "".join(heads) + role + '"$PYTHON" -c "from urllib.request import Request, urlopen;'
         f" urlopen(Request('{url}/moto-api/reset-auth', data=b'0', headers={{'Content-Type': 'text/plain'}}))\"\n"
     )
 
@@ -196,11 +202,11 @@ def test_the_lines_lead_to_a_backup_that_restores(
 
 def require_airflow_door(env: dict[str, str], desk: Path) -> None:
     """The connections of step 8 pass every check, as the services and profiles of step 5 did."""
-    wanted = dict(
-        line.split("=", 1) for name in ("env", "airflow.env") for line in (desk / name).read_text().split("\n") if line
-    )
-    # Production would refuse loopback addresses in these.
+    wanted = dict(line.split("=", 1) for line in (desk / "env").read_text().split("\n") if line)
+    wanted = {name: value.removeprefix("'").removesuffix("'") for name, value in wanted.items()}
+    # Production would refuse loopback addresses in the connections.
     wanted |= {"PAYME_OPS__PROFILE": "staging", "AIRFLOW_HOME": str(desk / "airflow")}
+    wanted |= role_of_the_machine(desk)
     ended = subprocess.run(
         [sys.executable, "-c", AIRFLOW_DOOR],
         cwd=desk,
@@ -210,6 +216,12 @@ def require_airflow_door(env: dict[str, str], desk: Path) -> None:
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
+
+
+def role_of_the_machine(desk: Path) -> dict[str, str]:
+    """Credentials with the policy of step 5."""
+    key = json.loads((desk / "role").read_text())
+    return {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
 
 
 def require_least_power(env: dict[str, str], desk: Path) -> None:

@@ -1,7 +1,7 @@
 """AWS Secrets Manager as the Airflow of production finds it: moto's server, and the backend's variables."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,3 +77,24 @@ def environment(url: str) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": "role-of-this-machine",
         "AWS_MAX_ATTEMPTS": "1",
     }
+
+
+# Airflow's own options that hold a secret, and the name of the secret that takes their place.
+_OPTIONS = {
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "sql_alchemy_conn",
+    "AIRFLOW__CORE__FERNET_KEY": "fernet_key",
+    "AIRFLOW__API_AUTH__JWT_SECRET": "jwt_secret",
+    "AIRFLOW__API__SECRET_KEY": "secret_key",
+}
+
+
+def moved(url: str, env: Mapping[str, str]) -> dict[str, str]:
+    """An Airflow's environment with its connections and own secrets in the Secrets Manager behind that URL instead."""
+    kept = at(url)
+    left = dict(env)
+    for name in [name for name in env if name.startswith("AIRFLOW_CONN_")]:
+        kept.connection(name.removeprefix("AIRFLOW_CONN_").lower(), left.pop(name))
+    for option, name in _OPTIONS.items():
+        kept.put(f"{CONFIG}/{name}", left.pop(option))
+        left[f"{option}_SECRET"] = name
+    return left | environment(url)

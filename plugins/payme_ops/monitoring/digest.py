@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import TypeVar
 
 from payme_ops.foundation.alert import OpenAlert, Severity
 from payme_ops.foundation.approvals import Pending
@@ -26,7 +25,8 @@ _DETAIL = (5, 3, 1, 0)
 _DAYS = 7
 # Twice the mean of a week is worth a look, unless it is a handful.
 _MUCH, _HANDFUL = 2.0, 10
-_T = TypeVar("_T")
+# Whatever would break the line, or show it in another order than it was written.
+_NOT_ONE_LINE = re.compile(r"[^\S ]+|[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]+")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class _Part:
 def render(digest: Digest) -> Message:
     """The digest as one message."""
     parts = [part for found in _parts(digest) for part in found]
-    look = [part.look for part in parts if part.look]
+    look = list(dict.fromkeys(part.look for part in parts if part.look))
     what = f"{digest.day:%A %d %B}: " + (f"{len(look)} to look at" if look else "nothing to look at")
     first = "\n".join(_cut(f"> {one}") for one in look)
     # `look` may be as many lines as there are parts; details give way before them.
@@ -132,10 +132,7 @@ def _escaped(text: str) -> str:
 
 def _cut(text: str) -> str:
     """One line, scrubbed before it is cut: half a secret would no longer look like one."""
-    text = re.sub(
-        r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2066-\u2069]+", " ", scrub(text)
-    ).rstrip()
-    text = ("  " if text.startswith(" ") else "") + text.strip().replace("`", "'")
+    text = _NOT_ONE_LINE.sub(" ", scrub(text)).rstrip().replace("`", "'")
     if len(text) > _LINE:
         text = f"{text[: _LINE - 1]}…"
     while len(_escaped(text)) > _LINE_ESCAPED:
@@ -158,7 +155,7 @@ def _parts(digest: Digest) -> Iterator[list[_Part]]:
 
 
 def _unknown(head: str, whom: str, part: NotKnown) -> _Part:
-    return _Part(f"{head}: not known", (f"{whom}: {part.why}",), look=f"{whom}: not known, {part.why}")
+    return _Part(f"{head}: not known, {part.why}", look=f"{whom}: not known, {part.why}")
 
 
 def _errors(found: Errors) -> Iterator[_Part]:
@@ -176,7 +173,7 @@ def _errors(found: Errors) -> Iterator[_Part]:
     if isinstance(found.top, NotKnown):
         yield _unknown("  by count", whom, found.top)
     if found.heard is False:
-        deaf = f"{whom} did not hear a test event: quota full? More may be there"
+        deaf = f"{whom} did not hear a test event: quota full? There may be more"
         yield _Part(f"  {deaf}", look=deaf)
     elif isinstance(found.heard, NotKnown):
         yield _unknown("  whether it hears", whom, found.heard)
@@ -306,10 +303,10 @@ def _clock(at: datetime) -> str:
     return f"{at.astimezone(EAT):%a %H:%M}"
 
 
-def window(now: datetime) -> tuple[datetime, datetime, datetime]:
-    """Begin of the week, begin of the day and end of what is told of: whole hours, UTC."""
-    end = now.replace(minute=0, second=0, microsecond=0)
-    return end - timedelta(days=_DAYS + 1), end - timedelta(days=1), end
+def window(now: datetime) -> tuple[datetime, datetime]:
+    """Begin of the week before, and of the day that is told of: whole hours, UTC. The day ends now."""
+    day = now.replace(minute=0, second=0, microsecond=0) - timedelta(days=1)
+    return day - timedelta(days=_DAYS), day
 
 
 def counts(by_hour: Mapping[datetime, int], day: datetime) -> tuple[int, float]:

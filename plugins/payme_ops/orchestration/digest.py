@@ -91,7 +91,7 @@ def _errors(now: datetime) -> Sequence[Errors]:
 
 
 def _of_project(api: SentryApi, now: datetime) -> Errors:
-    week, day, end = digest.window(now)
+    week, day = digest.window(now)
     name = f"Sentry, project {api.project}"
     since = f"{day:%Y-%m-%dT%H:%M:%S}"
 
@@ -100,7 +100,7 @@ def _of_project(api: SentryApi, now: datetime) -> Errors:
 
     return Errors(
         project=api.project,
-        counts=_part(name, lambda: digest.counts(sentry_api.errors_by_hour(api, week, end), day)),
+        counts=_part(name, lambda: digest.counts(sentry_api.errors_by_hour(api, week, now), day)),
         top=kinds("", _TOP),
         new=kinds(f"firstSeen:>={since}", _KINDS),
         regressed=kinds("is:regressed", _KINDS),

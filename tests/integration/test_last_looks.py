@@ -210,6 +210,11 @@ def test_an_ops_database_that_is_away_is_the_cause(slack: StandIn, rounds: Round
     assert "Start the ops database" in str(message["blocks"])
 
 
+def test_nobody_to_look_at_is_no_silence_whatever_is_away(ops: str, airflow: Airflow) -> None:
+    nowhere = f"host=127.0.0.1 port={postgres.free_port()} dbname=payme_ops user=payme_ops"
+    assert not any(last_looks.look(where, [], airflow, EARLIER, NOW).silent for where in (ops, nowhere))
+
+
 # -- why -----------------------------------------------------------------------------------------------------------
 
 

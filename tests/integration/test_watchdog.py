@@ -431,7 +431,7 @@ class TestCommand:
         ready.reach_store_at(f"http://127.0.0.1:{postgres.free_port()}")
         slack.fail(503)
         running = ready.start("watchdog")
-        eventually(lambda: running.errors().count("going by memory") == 3, "a round of each", seconds=60)
+        eventually(lambda: running.errors().count("going by memory") == 4, "a round of each", seconds=60)
         running.process.terminate()
         assert running.end().code == 143
 

@@ -53,6 +53,8 @@ def silent(found: Mapping[str, datetime | None], now: datetime) -> list[str]:
 
 def look(ops: str, subjects: Sequence[str], airflow: Airflow, begun: datetime, now: datetime) -> Sign:
     """One sign for all of them. `begun` is when the caller began to look: a start of everything at once is let pass."""
+    if not subjects:
+        return _sign(None, None, timedelta(0))  # an alert of when there were some is over
     try:
         found = newest(ops, subjects)
     except (DatabaseUnavailable, DatabaseError) as error:

@@ -381,7 +381,7 @@ def test_an_untrusted_manifest_does_not_count_as_the_last(installation: Installa
 def test_doctor_on_a_shell(installation: Installation) -> None:
     ended = installation.cli("doctor")
     assert ended.code == 0, ended
-    assert all(item in ended.out for item in [*ITEMS, *ON_THE_COPIES, "application_environment"])
+    assert all(item in ended.out for item in [*ITEMS, *ON_THE_COPIES, "application_environment", "monitored_endpoints"])
     installation.set("BACKUP__SIGNING_KEY_FILE", "/nowhere/signing.pem")
     ended = installation.cli("doctor")
     assert ended.code == 3

@@ -53,8 +53,17 @@ def watchdog() -> None:
             lambda: looks.take([last_looks.look(doors.OPS, endpoints, known, begun, utc_now())]),
         ),
         Round("orders", timedelta(seconds=15), lambda: take_orders_again(doors.OPS, apis, stopped, slack, config)),
+        Round("tokens", half_a_minute, lambda: renew_tokens(slack, apis, config)),
     ]
     watching.run(rounds, heartbeat, threading.Event())
+
+
+def renew_tokens(slack: Slack, apis: dict[str, PaymeApi], config: Settings) -> None:
+    """Go on with the tokens of this moment. What cannot be read is raised, and the rounds go on with those they have:
+    the watchdog is the last one left.
+    """
+    slack.client.token = _slack_token(config)
+    apis.update(_apis(config))
 
 
 def take_orders_again(
@@ -153,8 +162,13 @@ def _target(item: Evidence, url: str) -> Sign:
 def _slack(config: Settings) -> Slack:
     from slack_sdk import WebClient
 
-    token = _token(config.slack.token_file, "PAYME_OPS__SLACK__TOKEN_FILE")
-    return Slack(WebClient(token, base_url=config.slack.api_url, timeout=_SLACK_SECONDS), config.slack.channel)
+    return Slack(
+        WebClient(_slack_token(config), base_url=config.slack.api_url, timeout=_SLACK_SECONDS), config.slack.channel
+    )
+
+
+def _slack_token(config: Settings) -> str:
+    return _token(config.slack.token_file, "PAYME_OPS__SLACK__TOKEN_FILE")
 
 
 def _token(place: Path | None, variable: str) -> str:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
+from payme_ops.foundation.errors import PaymeOpsError
+
 if TYPE_CHECKING:
     from payme_ops.foundation.alert import Alert, Slack
     from payme_ops.monitoring.rounds import Doors, Watch
@@ -88,6 +90,9 @@ def _doors() -> "Doors":
 def _or_none(find: Callable[[], _Found]) -> _Found | None:
     try:
         return find()
+    except PaymeOpsError as error:  # says what to do, and holds no secret
+        _log.error("a connection cannot be looked up: %s", error)
+        return None
     except Exception as error:
         _log.error("a connection cannot be looked up: %s", type(error).__name__)
         return None

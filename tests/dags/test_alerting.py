@@ -121,7 +121,9 @@ def test_a_mapped_task_is_named_with_its_index(slack: StandIn) -> None:
 def test_who_failed_first_and_could_not_tell_is_named_first(slack: StandIn, states: dict[str, str], what: str) -> None:
     """Airflow gives a DAG's callback the last that failed."""
     alert_failed_run(task_context(states=states) | {"reason": "task_failure"})
-    assert texts(slack.messages[0])[0] == f":red_circle: backup_daily failed {what}"
+    shown, why, *_ = texts(slack.messages[0])
+    assert shown == f":red_circle: backup_daily failed {what}"
+    assert ("failed first; why stands in its log" in why) is ("then" in what)
 
 
 def test_states_that_cannot_be_asked_for_do_not_keep_it_from_being_told(slack: StandIn) -> None:
@@ -157,7 +159,7 @@ def test_a_run_that_does_well_is_told_where_the_failure_was(
     assert open_keys(alert_ops) == ([] if over else ["run_failed:backup_daily"])
     first, *rest = slack.messages
     assert [(message["thread_ts"], texts(message)[0]) for message in rest] == (
-        [(first["ts"], ":large_blue_circle: backup_daily has run well again")] if over else []
+        [(first["ts"], ":large_blue_circle: backup_daily has ended well")] if over else []
     )
 
 
@@ -177,9 +179,10 @@ def test_a_late_run_is_told_once_and_when_one_ends_well(slack: StandIn, alert_op
     for _ in range(2):
         asyncio.run(alert_late_run(missed()))
     [message] = slack.messages
-    what, why, *_, to_do, links = texts(message)
+    what, why, since, _, to_do, links = texts(message)
+    assert since == "*Since*\n2026-11-24 03:30:00 EAT"
     assert what == ":large_orange_circle: backup_daily is late: it has not ended in time"
-    assert "Queued 2026-11-24 02:00:00 EAT, to end by 2026-11-24 03:30:00 EAT; it is running." in why
+    assert "Queued at 2026-11-24 02:00:00 EAT, to end by 2026-11-24 03:30:00 EAT; it is running." in why
     assert "docs/runbooks/backup_daily.md" in to_do
     assert "/dags/backup_daily/runs/manual__2026" in links
     assert open_keys(alert_ops) == ["late:backup_daily"]

@@ -193,7 +193,7 @@ def test_an_acknowledgement_shows_once_in_the_thread_and_says_who_and_why(ops: s
     first, seen = slack.messages
     assert seen["thread_ts"] == first["ts"]
     assert not seen["reply_broadcast"]
-    assert seen["blocks"][0]["text"]["text"] == ":eyes: *Seen by wanjiru*: the &lt;database&gt; is full"
+    assert seen["blocks"][0]["text"]["text"] == "*Seen by wanjiru*: the &lt;database&gt; is full"
     assert open_keys(ops) == {ALERT.key: "wanjiru"}
 
 

@@ -24,10 +24,10 @@ CREATE TABLE ops.alert_silences (
     key      text NOT NULL,                 -- of alerts; with a * at its end, of all whose key begins so
     reason   text NOT NULL CHECK (length(reason) >= 10),
     by       text NOT NULL,
-    began_at timestamptz NOT NULL,
+    began_at timestamptz NOT NULL DEFAULT now(),
     until    timestamptz NOT NULL,
     ended_at timestamptz,                   -- NULL: its end has not been told
-    CHECK (until <= began_at + interval '4 hours')
+    CHECK (until <= began_at + interval '4 hours 5 minutes')  -- who says four hours may have another clock
 );
 
 CREATE UNIQUE INDEX alert_silences_not_ended ON ops.alert_silences (key) WHERE ended_at IS NULL;

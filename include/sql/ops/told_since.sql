@@ -1,8 +1,11 @@
--- What was raised since then, key by key: how often, and the last words that were not of its end.
+-- What was raised since then, key by key: how often, and the first words that were not of its end.
 SELECT
     key,
     count(*) AS times,
-    (array_agg(what ORDER BY id DESC) FILTER (WHERE occurrence NOT LIKE '%%/over'))[1] AS what
+    coalesce(
+        (array_agg(what ORDER BY id) FILTER (WHERE occurrence NOT LIKE '%%/over'))[1],
+        (array_agg(what ORDER BY id))[1]
+    ) AS what
 FROM ops.alerts
 WHERE raised_at >= %(since)s AND NOT notice
 GROUP BY key

@@ -42,6 +42,7 @@ _SKEW = timedelta(minutes=5)
 # A page as Slack recommends it. More messages since the attempt than these are not looked through.
 _PAGE, _MAX_PAGES = 200, 5
 _CHANNEL_ID = re.compile(r"[CG][A-Z0-9]{8,}")
+_HUSHED = "Silenced: not shown in the channel."
 _MAY_BE_TWICE = "Slack could not be asked whether this was sent before: it may be here twice."
 _EVENT = "payme_ops_alert"
 
@@ -379,7 +380,8 @@ def _deliver_next(session: psycopg.Cursor[DictRow], key: str, slack: Slack) -> b
             session.execute(load("ops/attempt_alert.sql"), {"id": row["id"], "thread": thread_ts})
             # The ends of a silence are told to all; else only what comes after a quiet hour.
             shown = key.startswith("silence:") or (thread is not None and thread["quiet"] >= _QUIET)
-            message = _arguments(alert, note, notice=row["notice"])
+            hush = _HUSHED if silence is not None else ""
+            message = _arguments(alert, note, hush, notice=row["notice"])
             place = {"thread_ts": thread_ts, "reply_broadcast": shown and not hushed} if thread_ts else {}
             try:
                 posted = _post(slack, {**message, **place})
@@ -473,11 +475,11 @@ def _asking() -> Iterator[None]:
         raise _NotSent(scrub(f"{type(error).__name__}: {error}"), maybe=not unreached) from None
 
 
-def _arguments(alert: Alert, note: str = "", *, notice: bool = False) -> dict[str, Any]:
+def _arguments(alert: Alert, *notes: str, notice: bool = False) -> dict[str, Any]:
     """The message of an alert, for chat.postMessage."""
     return {
         "text": notification(alert),
-        "blocks": _notice_blocks(alert) if notice else blocks(alert, note),
+        "blocks": _notice_blocks(alert) if notice else blocks(alert, *notes),
         "metadata": _metadata(alert),
         "unfurl_links": False,  # Slack would fetch the links
         "unfurl_media": False,
@@ -540,14 +542,14 @@ def notification(alert: Alert) -> str:
     return _fit(f"{alert.what}: {first_line}" if first_line else alert.what, _MAX_NOTIFICATION)
 
 
-def blocks(alert: Alert, note: str = "") -> list[dict[str, Any]]:
+def blocks(alert: Alert, *notes: str) -> list[dict[str, Any]]:
     """The message in Slack's Block Kit. Every text is cut to Slack's limits and escaped where Slack formats it."""
     header = f"{_SIGN[Severity(alert.severity)]} {alert.what.strip() or alert.key}"
     # A backtick in the error could end the code block, and the rest would be formatted.
     code = _fit(alert.why.strip().replace("`", "'") or "no reason was given", _MAX_SECTION)
     facts = (("Since", show(alert.since)), ("Who to call", alert.owner))
     links = [_link(alert.link, "Open the run"), _link(alert.runbook, "Runbook")]
-    context = [f"{alert.severity} · {alert.key} · {alert.occurrence}", *([note] if note else [])]
+    context = [f"{alert.severity} · {alert.key} · {alert.occurrence}", *filter(None, notes)]
     built: list[dict[str, Any]] = [
         {"type": "header", "text": {"type": "plain_text", "text": _cut(header, _MAX_HEADER), "emoji": True}},
         _section(f"```{code}```"),
@@ -563,7 +565,7 @@ def _notice_blocks(alert: Alert) -> list[dict[str, Any]]:
     """Who has seen an alert: one line, which must not look like an alert."""
     why = f": {_fit(alert.why, _MAX_SECTION // 2)}" if alert.why else ""
     return [
-        _section(f":eyes: *{_fit(alert.what, _MAX_SECTION // 2)}*{why}"),
+        _section(f"*{_fit(alert.what, _MAX_SECTION // 2)}*{why}"),
         {
             "type": "context",
             "elements": [_mrkdwn(_fit(f"Nobody is reminded of it any more · {alert.key}", _MAX_CONTEXT))],

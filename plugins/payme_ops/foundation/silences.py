@@ -63,7 +63,7 @@ def silence(conninfo: str, key: str, reason: str, by: str, until: datetime, slac
     key, reason, by = (" ".join(scrub(text).split()) for text in (key, reason, by))
     _check(key, reason, by, until, now)
     tell_ended(conninfo, slack)  # one whose time is over would still stand in the way
-    values = {"key": key, "reason": reason, "by": by, "began_at": now, "until": until}
+    values = {"key": key, "reason": reason, "by": by, "until": until}
     with (
         connect(conninfo, application="payme_ops:silences") as connection,
         speaking("begin a silence"),
@@ -177,23 +177,22 @@ def _beginning(one: Silence, now: datetime) -> Alert:
 
 
 def _ending(one: Silence, began_at: datetime, by: str, meanwhile: Sequence[DictRow], on: Sequence[OpenAlert]) -> Alert:
-    how = f"Ended by {by}" if by else "Its time is over"
-    lines = [f"{how}. It was: {one.reason}"]
-    quiet = f"{sum(found['times'] for found in meanwhile)} alerts came meanwhile" if meanwhile else "No alert came"
-    lines.append(f"{quiet}; {len(on) or 'none'} of what it covered {'is' if len(on) <= 1 else 'are'} still on.")
+    came, still = sum(found["times"] for found in meanwhile), f"{len(on)} still on" if on else "nothing of it is on"
+    lines = [f"{came or 'No'} {'alert' if came == 1 else 'alerts'} came meanwhile; {still}."]
     lines += [f"STILL ON: {found.what}, since {show(found.since)} ({found.key})" for found in on[:_MAX_SHOWN]]
-    over = [found for found in meanwhile if found["key"] not in {still.key for still in on}]
-    lines += [f"over: {found['what']} ({found['key']}, {found['times']} alerts)" for found in over[:_MAX_SHOWN]]
+    over = [found for found in meanwhile if found["key"] not in {still_on.key for still_on in on}]
+    lines += [f"over: {found['what']} ({found['key']})" for found in over[:_MAX_SHOWN]]
     if (more := max(0, len(on) - _MAX_SHOWN) + max(0, len(over) - _MAX_SHOWN)) > 0:
         lines.append(f"and {more} more: `python -m payme_ops alert list`")
+    lines.append(f"{f'Ended by {by}' if by else 'Its time is over'}. It was: {one.reason}")
     return Alert(
         key=one.thread,
         occurrence=f"silence/{one.id}/over",
         severity=_worst(on),
-        what=f"Silence over: {one.key}",
+        what=f"Silence over{f', {len(on)} still on' if on else ''}: {one.key}",
         why="\n".join(lines),
         since=began_at,
-        next="Look now at what is still on: it was not shown to anybody" if on else "Nothing",
+        next="Look now at what is still on: what came of it was not shown in the channel" if on else "Nothing",
         owner=one.by,
         runbook="",
         link="",

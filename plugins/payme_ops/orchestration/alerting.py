@@ -64,8 +64,8 @@ def alert_run_well(context: "Context") -> None:
         told = _standing(key).get(key)
         of_this = f"{told}/".startswith(f"{dag_id}/{context['run_id']}/")
         if told and (_is_scheduled(context) or of_this):
-            why = f"{told} was told of above. {occurrence(context)} ended well."
-            _say(context, key, f"{told}/over", Severity.INFO, f"{dag_id} has run well again", why, "Nothing")
+            why = f"{told} was told of above. {occurrence(context)} has ended well."
+            _say(context, key, f"{told}/over", Severity.INFO, f"{dag_id} has ended well", why, "Nothing")
 
 
 async def alert_late_run(context: Mapping[str, Any]) -> None:
@@ -74,8 +74,9 @@ async def alert_late_run(context: Mapping[str, Any]) -> None:
     In the triggerer, since a run may be late because no worker is free. The context is a plain one: no DAG, no task.
     """
     from payme_ops.foundation.alert import Severity
+    from payme_ops.foundation.clock import show
 
-    run, missed = context["dag_run"], context["deadline"]["deadline_time"]
+    run, missed = context["dag_run"], _instant(context["deadline"]["deadline_time"])
     dag_id, run_id = run["dag_id"], run["dag_run_id"]
     # What the other callbacks are given, as far as they are needed here.
     found = SimpleNamespace(clear_number=0)
@@ -87,16 +88,15 @@ async def alert_late_run(context: Mapping[str, Any]) -> None:
         occurrence(known),
         Severity.WARNING,
         f"{dag_id} is late: it has not ended in time",
-        f"Queued {_shown(run['queued_at'])}, to end by {_shown(missed)}; it is {run['state']}.",
+        f"Queued at {show(_instant(run['queued_at']))}, to end by {show(missed)}; it is {run['state']}.",
         f"See at which task it is and what its log says; it runs on. Runbook: docs/runbooks/{dag_id}.md",
+        since=missed,
     )
 
 
-def _shown(instant: object) -> str:
-    from payme_ops.foundation.clock import show
-
-    found = datetime.fromisoformat(instant) if isinstance(instant, str) else instant
-    return show(found) if isinstance(found, datetime) else "at a time that is not known"
+def _instant(value: datetime | str) -> datetime:
+    # Airflow's context has been through JSON in parts.
+    return datetime.fromisoformat(value) if isinstance(value, str) else value
 
 
 def _is_scheduled(context: "Context") -> bool:
@@ -255,14 +255,15 @@ def _alert(context: "Context") -> "Alert":
     from payme_ops.foundation.alert import Alert, Severity
     from payme_ops.foundation.settings import AlertSettings
 
-    task, error = context.get("ti"), _error(context)
+    task, error, before = context.get("ti"), _error(context), _failed_before(context)
     dag_id, page, link = _pages(context)
+    first = f"{', '.join(before)} failed first; why stands in its log.\n" if before else ""
     return Alert(
         key=f"run_failed:{dag_id}",
         occurrence=occurrence(context),
         severity=Severity.CRITICAL,
-        what=f"{dag_id} failed{_in_task(task, _failed_before(context))}",
-        why=_why(context, error),
+        what=f"{dag_id} failed{_in_task(task, before)}",
+        why=first + _why(context, error),
         since=_failed_at(task),
         next=_next(dag_id, getattr(error, "remedy", "")),
         owner=_setting("PAYME_OPS__ALERT__OWNER", AlertSettings().owner),

@@ -44,6 +44,7 @@ bench: setup  ## against the old script, the old loop and the limits: make bench
 	$(python) -m bench --scale $(SCALE) $(ARGS)
 	$(python) -m bench.migration --rows $(if $(filter full,$(SCALE)),2000000,200000)
 	$(python) -m bench.detect
+	$(python) -m bench.health_watch
 
 drill: setup  ## the restore test's mutation score: planted defects caught, false alarms
 	$(python) -m bench.drill

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from payme_ops.foundation.health import State
 from payme_ops.foundation.samples import Sample
-from payme_ops.monitoring import outages, probe
+from payme_ops.monitoring import outages, probe, rounds
 from payme_ops.monitoring.outages import Kind, Outage
 
 SLOW_MS, INTERVAL = 2000.0, 30.0
@@ -159,7 +159,7 @@ def test_a_total_failure_is_decided_within_a_hundred_seconds(after_look: float, 
     while not outages.is_suspect(found):
         begins += INTERVAL
         found = [*found, Kind.DOWN][-10:]
-    stored = begins + takes
+    stored = begins + rounds.SPREAD_SECONDS + takes
     decided = stored + (outages.BURST - 1) * outages.BURST_SECONDS + takes
     assert outages.is_confirmed([Kind.DOWN] * outages.BURST)
     assert decided - after_look < 100

@@ -18,8 +18,8 @@ from payme_ops.foundation.health import Expected, State
 from payme_ops.foundation.http import Answer
 from payme_ops.foundation.samples import Sample
 
-# With it a total failure is decided 98 s after it at the latest: 30 until the next look, 60 until the third, this,
-# one second between the first and the last of the burst, and this again.
+# With it a total failure is decided 98.5 s after it at the latest: 30 until the next look, 60 until the third, half a
+# second since not all begin at once, this, one second from the first to the last of the burst, and this again.
 LIMIT_SECONDS = 3.5
 _MAX_BYTES = 200_000
 _CHUNK = 16_384

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("payme_ops.health_watch")
 
 KEY = telling.KEY
+# The looks of a round do not begin all at once, or they would wait for each other and time themselves doing it.
+SPREAD_SECONDS, _TOGETHER = 0.5, 50
 # A round that cannot reach its database within this goes by memory, or it would be late for the verdict.
 _DATABASE_SECONDS = 8.0
 # A run of `incident` that has not taken its outage by then is asked for again.
@@ -99,7 +101,8 @@ class Watch:
         Answers the outages that a run of `incident` is due for, as `outage` (id) and `subject`.
         """
         names = sorted(self._settings.endpoints)  # two at once write in one order
-        looking = asyncio.gather(*(self._look(name, slot) for name in names))
+        apart = SPREAD_SECONDS / max(len(names), _TOGETHER)
+        looking = asyncio.gather(*(self._look(name, slot, number * apart) for number, name in enumerate(names)))
         doors, found = await asyncio.gather(self._now(), looking)
         looks = dict(zip(names, found, strict=True))
         known = await self._known(doors, slot, looks)
@@ -139,7 +142,8 @@ class Watch:
         self._last_doors = replace(found, ops=found.ops or before.ops, slack=found.slack or before.slack)
         return self._last_doors
 
-    async def _look(self, name: str, at: datetime) -> Sample:
+    async def _look(self, name: str, at: datetime, after_seconds: float) -> Sample:
+        await asyncio.sleep(after_seconds)
         return await probe.look(self._asked, self._settings.endpoints[name], at)
 
     async def _call(self, function: Callable[..., _Found], *arguments: Any) -> _Found:
@@ -232,12 +236,8 @@ class Watch:
 
     async def _burst(self, name: str) -> list[Sample]:
         """Begun at fixed distances, not one after the other: each of them may take its whole time limit."""
-
-        async def later(number: int) -> Sample:
-            await asyncio.sleep(number * self._burst_seconds)
-            return await self._look(name, self._clock())
-
-        return list(await asyncio.gather(*map(later, range(outages.BURST))))
+        looks = (self._look(name, self._clock(), number * self._burst_seconds) for number in range(outages.BURST))
+        return list(await asyncio.gather(*looks))
 
     def _begin(self, name: str, last: Sequence[Sample], burst: Sequence[Sample]) -> Outage:
         kinds, again = self._kinds(last), self._kinds(burst)

@@ -9,7 +9,7 @@ import typer
 
 from payme_ops.cli import doors
 from payme_ops.cli.backup import AsJson
-from payme_ops.cli.tables import uptime_gaps, uptime_json, uptime_table
+from payme_ops.cli.tables import uptime_json, uptime_notes, uptime_table
 from payme_ops.foundation import airflow_api, secret, settings
 from payme_ops.foundation.airflow_api import AirflowApi
 from payme_ops.foundation.clock import utc_now
@@ -51,7 +51,7 @@ def uptime(
         return
     for one in found:
         doors.out.print(uptime_table(one))
-        doors.out.print(uptime_gaps(one), markup=False, highlight=False)
+        doors.out.print(uptime_notes(one), markup=False, highlight=False)
 
 
 def airflow(config: Settings) -> Airflow:

@@ -9,7 +9,7 @@ from payme_ops.backup.manifest import Manifest
 from payme_ops.foundation.clock import show, span
 from payme_ops.foundation.evidence import Evidence, Verdict, plain
 from payme_ops.foundation.progress import size
-from payme_ops.monitoring.uptime import Figures, Period, Report, Row
+from payme_ops.monitoring.uptime import LONGEST_INTERVALS, Figures, Period, Report, Row
 
 _VERDICT = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow", Verdict.BYPASSED: "magenta"}
 _STATE = {
@@ -116,47 +116,55 @@ def evidence_json(item: Evidence) -> dict[str, object]:
 
 
 def uptime_table(found: Report) -> Table:
-    """Uptime by day or month; what nobody has seen is not known."""
-    table = Table(title=f"Uptime of {found.subject}", title_justify="left", box=None, padding=(0, 1), pad_edge=False)
-    left = (found.period.value, "outages")
-    numbers = ("uptime", "coverage", "looks", "unhealthy", "unknown", "p50 ms", "p95 ms", "p99 ms", "its own p95")
-    for heading in (left[0], *numbers, left[1]):
-        table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
+    """Uptime by day or month, what nobody has seen as not known; fits into 80 columns."""
+    title = f"Uptime of {found.subject}"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    table.add_column(found.period.value, no_wrap=True)
+    for heading in ("uptime %", "looks", "cover %", "unhealthy", "unknown", "p50", "p95", "p99", "app p95"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in found.rows:
-        table.add_row(*_uptime_row(found.period, row))
+        table.add_row(*_uptime_row(found.period, row.figures))
     return table
 
 
-def _uptime_row(period: Period, row: Row) -> list[str]:
-    one = row.figures
-    times = [f"{ms:.0f}" if ms is not None else "" for ms in (one.p50, one.p95, one.p99, one.app_p95)]
+def _uptime_row(period: Period, one: Figures) -> list[str]:
     up, covered = _percent(one.healthy, one.taken), _percent(one.taken, one.expected, digits=1)
     return [
-        f"{one.begins:%Y-%m}" if period is Period.MONTH else f"{one.begins}",
-        "not known" if up is None else f"{up:.3f} %",
-        "" if covered is None else f"{covered:.1f} %",
-        f"{one.taken:,} of {one.expected:,}",
+        _name(period, one),
+        "not known" if up is None else f"{up:.3f}",
+        f"{one.taken:,}",
+        "" if covered is None else f"{covered:.1f}",
         f"{one.unhealthy:,}" if one.taken else "",
         f"{one.unknown:,}" if one.taken else "",
-        *times,
-        ", ".join(f"{each.count} {each.kind}, {span(timedelta(seconds=each.seconds))}" for each in row.outages),
+        *(f"{ms:.0f}" if ms is not None else "" for ms in (one.p50, one.p95, one.p99, one.app_p95)),
     ]
 
 
-def uptime_gaps(found: Report) -> str:
-    """What stands below that table: when nobody looked, and what the figures are of."""
+def _name(period: Period, one: Figures) -> str:
+    return f"{one.begins:%Y-%m}" if period is Period.MONTH else f"{one.begins}"
+
+
+def uptime_notes(found: Report) -> str:
+    """What stands below that table: outages, when nobody looked, and what the figures are of."""
     if found.first_at is None:
         return f"Not known: nobody has looked at {found.subject} yet.\n"
-    step = found.interval.total_seconds()
-    lines = [
-        f"Looks every {step:g} s, the first {show(found.first_at)}. Uptime: healthy looks among those taken."
-        f" Times: of healthy answers. Days are EAT's."
+    outages = [
+        f"{_name(found.period, row.figures)}: {each.count} {each.kind}, {span(timedelta(seconds=each.seconds))}"
+        for row in found.rows
+        for each in row.outages
     ]
-    lines += [
+    gaps = [
         f"Nobody looked from {show(gap.begins)} to {'now' if gap.open else show(gap.ends)} ({span(gap.length)})"
         for gap in found.gaps
     ]
-    return "\n".join([*lines, "" if found.gaps else "Somebody looked all the time.\n"])
+    step = found.interval.total_seconds()
+    lines = [
+        *(["Outages:", *outages] if outages else ["No outages."]),
+        *(gaps or [f"Never longer than {LONGEST_INTERVALS * step:g} s without a look."]),
+        f"Days are EAT's. A look every {step:g} s, the first {show(found.first_at)}; cover: looks taken of those due.",
+        "Uptime: healthy looks of those taken. p50 to p99: ms of healthy answers; app p95: as it told itself.",
+    ]
+    return "\n".join([*lines, ""])
 
 
 def uptime_json(found: Report) -> dict[str, object]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from enum import IntEnum
 
 from payme_ops.foundation.alert import OpenAlert, Severity
 from payme_ops.foundation.approvals import Pending
@@ -23,6 +24,7 @@ MAX_TEXT, _LINE, _LINE_ESCAPED = 2900, 76, 110
 # Lines of detail a part may have; less of it where the whole would not fit.
 _DETAIL = (5, 3, 1, 0)
 _DAYS = 7
+_TITLE = 44
 # Twice the mean of a week is worth a look, unless it is a handful.
 _MUCH, _HANDFUL = 2.0, 10
 # Whatever would break the line, or show it in another order than it was written.
@@ -89,36 +91,60 @@ class Message:
     next: str
 
 
+class _Rank(IntEnum):
+    """Which of the lines to look at stands first."""
+
+    MONEY = 0  # orders are stopped
+    ALERT = 1
+    BACKUP = 2
+    PEOPLE = 3
+    ERRORS = 4
+    DOCTOR = 5
+    UNKNOWN = 6
+
+
 @dataclass(frozen=True)
 class _Part:
-    """`head` always stands; of `lines` as many as there is room for. `look`: why somebody should look, "" if not."""
+    """`head` always stands; of `lines` as many as there is room for. `look`: why somebody should look, "" if not.
+
+    `none`: there is nothing of it, and one line tells of all such parts.
+    """
 
     head: str
     lines: Sequence[str] = ()
     look: str = ""
+    rank: _Rank = _Rank.UNKNOWN
+    none: bool = False
 
 
 def render(digest: Digest) -> Message:
     """The digest as one message."""
-    parts = [part for found in _parts(digest) for part in found]
-    look = list(dict.fromkeys(part.look for part in parts if part.look))
-    what = f"{digest.day:%A %d %B}: " + (f"{len(look)} to look at" if look else "nothing to look at")
+    groups = list(_groups(digest))
+    parts = [part for group in groups for part in group]
+    look = list(dict.fromkeys(part.look for part in sorted(parts, key=lambda part: part.rank) if part.look))
+    things = "1 thing" if len(look) == 1 else f"{len(look)} things"
+    what = f"Digest of {digest.day:%A %d %B}: " + (f"{things} to look at" if look else "nothing to look at")
     first = "\n".join(_cut(f"> {one}") for one in look)
     # `look` may be as many lines as there are parts; details give way before them.
-    whole = next((text for most in _DETAIL if _fits(text := _text(first, parts, most))), "") or first
+    whole = next((text for most in _DETAIL if _fits(text := _text(first, groups, most))), "") or first
     todo = "Go through the lines with >, from the top" if look else "Nothing"
     return Message(what, whole, f"{todo}. Runbook: docs/runbooks/daily_digest.md")
 
 
-def _text(first: str, parts: Sequence[_Part], most: int) -> str:
-    blocks = ["\n".join([_cut(part.head), *_some(part.lines, most)]) for part in parts]
-    return "\n".join([*([first, ""] if first else []), *blocks])
+def _text(first: str, groups: Sequence[Sequence[_Part]], most: int) -> str:
+    blocks = [first] if first else []
+    blocks += ["\n".join(_lines(group, most)) for group in groups if not group[0].none]
+    if nothing := [group[0].head for group in groups if group[0].none]:
+        blocks.append(_cut(f"NONE: {', '.join(nothing)}"))
+    return "\n\n".join(blocks)
 
 
-def _some(lines: Sequence[str], most: int) -> Iterator[str]:
-    yield from (_cut(f"  {one}") for one in lines[:most])
-    if most and len(lines) > most:
-        yield f"  and {len(lines) - most} more"
+def _lines(group: Sequence[_Part], most: int) -> Iterator[str]:
+    for part in group:
+        yield _cut(part.head)
+        yield from (_cut(f"  {one}") for one in part.lines[:most])
+        if most and len(part.lines) > most:
+            yield f"  and {len(part.lines) - most} more"
 
 
 def _fits(text: str) -> bool:
@@ -140,73 +166,96 @@ def _cut(text: str) -> str:
     return text
 
 
-def _parts(digest: Digest) -> Iterator[list[_Part]]:
+def _groups(digest: Digest) -> Iterator[list[_Part]]:
     if isinstance(digest.errors, NotKnown):
         yield [_unknown("ERRORS", "Sentry", digest.errors)]
     else:
-        for one in digest.errors:
-            yield list(_errors(one))
+        yield from (list(_errors(one)) for one in digest.errors)
     yield [_alerts(digest.alerts, digest.at)]
-    yield [_silences(digest.silences)]
     yield [_freshness(digest.freshness)]
     yield [_approvals(digest.approvals, digest.at)]
     yield [_leases(digest.leases, digest.at)]
     yield [_doctor(digest.doctor)]
+    yield [_silences(digest.silences)]
 
 
 def _unknown(head: str, whom: str, part: NotKnown) -> _Part:
     return _Part(f"{head}: not known, {part.why}", look=f"{whom}: not known, {part.why}")
 
 
+def _none(what: str) -> _Part:
+    return _Part(what, none=True)
+
+
+def _count(number: int, one: str, more: str) -> str:
+    return f"1 {one}" if number == 1 else f"{number} {more}"
+
+
 def _errors(found: Errors) -> Iterator[_Part]:
-    name = f"ERRORS of {found.project} in 24 h"
-    whom = f"Sentry ({found.project})"
+    name, whom = f"ERRORS of {found.project} in 24 h", f"Sentry ({found.project})"
+    said = (found.counts, found.top, found.new, found.regressed)
     if isinstance(found.counts, NotKnown):
         yield _unknown(name, whom, found.counts)
+        if all(one == found.counts for one in said):
+            return
     else:
-        today, mean = found.counts
-        much = today >= _HANDFUL and today > _MUCH * mean
-        times = f", {today / mean:.1f} times that" if mean else ""
-        look = f"{today} errors of {found.project}, {mean:.1f} is the mean of a day{times}" if much else ""
-        lines = [f"{one.count:>5} x {_issue(one)}" for one in found.top] if not isinstance(found.top, NotKnown) else []
-        yield _Part(f"{name}: {today}; the {_DAYS} days before had {mean:.1f} a day", lines, look)
+        yield _counted(found, name, *found.counts)
     if isinstance(found.top, NotKnown):
         yield _unknown("  by count", whom, found.top)
     if found.heard is False:
         deaf = f"{whom} did not hear a test event: quota full? There may be more"
-        yield _Part(f"  {deaf}", look=deaf)
+        yield _Part(f"  {deaf}", look=deaf, rank=_Rank.ERRORS)
     elif isinstance(found.heard, NotKnown):
         yield _unknown("  whether it hears", whom, found.heard)
-    yield _kinds("new", found.new, found.project, whom)
-    yield _kinds("back after it was resolved", found.regressed, found.project, whom)
+    yield _kinds("new", found.new, found, whom)
+    yield _kinds("back after it was resolved", found.regressed, found, whom)
 
 
-def _kinds(what: str, found: "Sequence[Issue] | NotKnown", project: str, whom: str) -> _Part:
+def _counted(found: Errors, name: str, today: int, mean: float) -> _Part:
+    much = today >= _HANDFUL and today > _MUCH * mean
+    times = f", {today / mean:.1f} times the mean of {mean:.1f} a day" if mean else ", and none in the week before"
+    look = f"{found.project}: {today} errors{times}" if much else ""
+    marks = {one.id: "NEW " for one in _known(found.new)} | {one.id: "BACK " for one in _known(found.regressed)}
+    lines = [f"{one.count:>5} x {marks.get(one.id, '')}{_issue(one)}" for one in _known(found.top)]
+    return _Part(f"{name}: {today}; the {_DAYS} days before had {mean:.1f} a day", lines, look, _Rank.ERRORS)
+
+
+def _known(found: "Sequence[Issue] | NotKnown") -> Sequence[Issue]:
+    return () if isinstance(found, NotKnown) else found
+
+
+def _kinds(what: str, found: "Sequence[Issue] | NotKnown", of: Errors, whom: str) -> _Part:
     if isinstance(found, NotKnown):
         return _unknown(f"  {what}", whom, found)
     if not found:
         return _Part(f"  {what}: none")
-    noun = "kind of error" if len(found) == 1 else "kinds of error"
-    return _Part(f"  {what}: {len(found)}", [_issue(one) for one in found], f"{len(found)} {noun} of {project} {what}")
+    shown = {one.id for one in _known(of.top)} if not isinstance(of.counts, NotKnown) else set()
+    lines = [f"{one.count:>5} x {_issue(one)}" for one in found if one.id not in shown]
+    look = f"{of.project}: {_count(len(found), 'kind of error', 'kinds of error')} {what}"
+    return _Part(f"  {what}: {len(found)}", lines, look, _Rank.ERRORS)
 
 
 def _issue(one: Issue) -> str:
-    return f"{one.title} | {one.culprit}" if one.culprit else one.title
+    """What and where; of both there must be something left when the line is cut."""
+    title = scrub(one.title)
+    title = title if len(title) <= _TITLE or not one.culprit else f"{title[: _TITLE - 1]}…"
+    return f"{title} | {one.culprit}" if one.culprit else title
 
 
 def _alerts(found: "Sequence[OpenAlert] | NotKnown", now: datetime) -> _Part:
     if isinstance(found, NotKnown):
         return _unknown("OPEN ALERTS", "ops database", found)
     if not found:
-        return _Part("OPEN ALERTS: none")
+        return _none("open alerts")
     unseen = [one for one in found if not one.acknowledged_by]
     lines = [
         f"{_loud(one.severity)} for {span(now - one.since)}: {one.what}"
         + (f" (seen by {one.acknowledged_by})" if one.acknowledged_by else "")
         for one in found
     ]
-    look = f"{len(unseen)} open alert(s) that nobody has acknowledged" if unseen else ""
-    return _Part(f"OPEN ALERTS: {len(found)}, acknowledged {len(found) - len(unseen)}", lines, look)
+    alerts = _count(len(unseen), "open alert", "open alerts")
+    look = f"{alerts} nobody has acknowledged: {unseen[0].what}" if unseen else ""
+    return _Part(f"OPEN ALERTS: {len(found)}, acknowledged {len(found) - len(unseen)}", lines, look, _Rank.ALERT)
 
 
 def _loud(severity: Severity) -> str:
@@ -217,7 +266,7 @@ def _silences(found: "Sequence[Silence] | NotKnown") -> _Part:
     if isinstance(found, NotKnown):
         return _unknown("SILENCES", "ops database", found)
     if not found:
-        return _Part("SILENCES: none")
+        return _none("silences")
     lines = [f"{one.key} until {_clock(one.until)}, by {one.by}: {one.reason}" for one in found]
     return _Part(f"SILENCES: {len(found)}", lines)
 
@@ -226,20 +275,21 @@ def _freshness(found: "Sequence[Evidence] | NotKnown") -> _Part:
     if isinstance(found, NotKnown):
         return _unknown("BACKUPS", "backups", found)
     bad = [one for one in found if one.verdict is not Verdict.PASS]
-    names = ", ".join(one.item.replace("_", " ") for one in bad)
-    words = {Verdict.PASS: "ok", Verdict.FAIL: "MISSED", Verdict.INCONCLUSIVE: "NOT KNOWN"}
-    lines = [
-        f"{words.get(one.verdict, str(one.verdict)):<9} {one.item.replace('_', ' ')}: {_is(one)} ({one.threshold})"
-        for one in sorted(found, key=lambda one: one.verdict is Verdict.PASS)
-    ]
+    words = {Verdict.FAIL: "MISSED", Verdict.INCONCLUSIVE: "NOT KNOWN"}
+    lines = [f"{words.get(one.verdict, one.verdict)} {_label(one)}: {_is(one)} ({one.threshold})" for one in bad]
     # RPO and proof are what the day is about: they stand in the headline, whatever gives way.
-    known = {one.item: one for one in found}
-    head = [f"{label} {_is(known[item])}" for label, item in _TOLD if item in known]
-    good = f"; {len(found) - len(bad)} of {len(found)} targets are met"
-    return _Part(f"BACKUPS: {', '.join(head)}{good}", lines if bad else (), f"backup targets: {names}" if bad else "")
+    known = {one.item: one for one in found if one.verdict is not Verdict.INCONCLUSIVE}
+    head = ", ".join(f"{label} {_is(known[item])}" if item in known else f"{label} ?" for label, item in _TOLD)
+    met = f"targets met {len(found) - len(bad)} of {len(found)}"
+    look = f"backups: {', '.join(f'{_label(one)} {words.get(one.verdict, one.verdict)}' for one in bad)}" if bad else ""
+    return _Part(f"BACKUPS: {head}; {met}", lines, look, _Rank.BACKUP)
 
 
-_TOLD = (("RPO", "daily_age"), ("proof is", "proof_age"), ("restore takes", "rto_daily"))
+def _label(one: Evidence) -> str:
+    return one.item.replace("_", " ")
+
+
+_TOLD = (("RPO", "daily_age"), ("proof", "proof_age"), ("restore", "rto_daily"))
 
 
 def _is(one: Evidence) -> str:
@@ -252,22 +302,22 @@ def _approvals(found: "Sequence[Pending] | NotKnown", now: datetime) -> _Part:
     if isinstance(found, NotKnown):
         return _unknown("QUESTIONS TO PEOPLE", "ops database", found)
     if not found:
-        return _Part("QUESTIONS TO PEOPLE: none")
+        return _none("questions to people")
     lines = [f"until {_clock(one.expires_at)}: {one.subject or one.gate} ({one.run.split('/')[0]})" for one in found]
     soon = span(found[0].expires_at - now)
-    look = f"{len(found)} question(s) wait for an answer, the first for {soon} more"
-    return _Part(f"QUESTIONS TO PEOPLE: {len(found)}", lines, look)
+    asked = _count(len(found), "question waits", "questions wait")
+    return _Part(f"QUESTIONS TO PEOPLE: {len(found)}", lines, f"{asked} for an answer, {soon} are left", _Rank.PEOPLE)
 
 
 def _leases(found: "Sequence[Holder] | NotKnown", now: datetime) -> _Part:
     if isinstance(found, NotKnown):
         return _unknown("LEASES HELD", "ops database", found)
     if not found:
-        return _Part("LEASES HELD: none")
-    frozen = [one.name.removeprefix("freeze:") for one in found if one.name.startswith("freeze:")]
+        return _none("leases held")
+    frozen = [f"{one.name[7:]} for {span(now - one.since)}" for one in found if one.name.startswith("freeze:")]
     lines = [f"{one.name} for {span(now - one.since)} by {one.holder}" for one in found]
     look = f"orders are stopped in {', '.join(frozen)}" if frozen else ""
-    return _Part(f"LEASES HELD: {len(found)}", lines, look)
+    return _Part(f"LEASES HELD: {len(found)}", lines, look, _Rank.MONEY)
 
 
 def _doctor(found: "Doctor | NotKnown") -> _Part:
@@ -275,13 +325,13 @@ def _doctor(found: "Doctor | NotKnown") -> _Part:
         return _unknown("DOCTOR", "doctor", found)
     bad = [one for one in found.now if one.verdict not in (Verdict.PASS, Verdict.BYPASSED)]
     head = f"DOCTOR: {len(found.now) - len(bad)} of {len(found.now)} checks pass"
-    look = f"doctor: {', '.join(one.item for one in bad)}" if bad else ""
+    look = f"doctor: {', '.join(f'{_label(one)} {_verdict(one.verdict)}' for one in bad)}" if bad else ""
     if found.before is None or found.before_at is None:
         lines = [f"{one.item} is {_verdict(one.verdict)}: {plain(one.measured)}" for one in bad]
-        return _Part(f"{head}; there is no earlier digest to compare with", lines, look)
+        return _Part(f"{head}; there is no earlier digest to compare with", lines, look, _Rank.DOCTOR)
     lines = list(_changes(found.now, found.before))
     still = [f"{one.item} is still {_verdict(one.verdict)}" for one in bad if found.before.get(one.item) == one.verdict]
-    return _Part(f"{head}; {len(lines)} changed since {_clock(found.before_at)}", [*lines, *still], look)
+    return _Part(f"{head}; {len(lines)} changed since {_clock(found.before_at)}", [*lines, *still], look, _Rank.DOCTOR)
 
 
 def _changes(now: Sequence[Evidence], before: Mapping[str, Verdict]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from airflow.sdk import get_current_context
+from airflow.sdk.exceptions import AirflowNotFoundException
 
 from payme_ops.backup import freshness, preflight
 from payme_ops.foundation import alert, approvals, evidence, lease, sentry_api, settings, silences
@@ -71,6 +72,9 @@ def _part(name: str, ask: Callable[[], _Found]) -> _Found | NotKnown:
         _log.error("%s: not known: %s", name, error)
         status = error.found.removeprefix("status ")
         return NotKnown(status if status != error.found else f"{error.what}, {error.found}".removesuffix(", "))
+    except AirflowNotFoundException as error:  # names the connection, nothing else
+        _log.error("%s: not known: %s", name, error)
+        return NotKnown(str(error))
     except Exception as error:  # a part that is broken keeps no other from being told
         _log.exception("%s: not known", name)
         return NotKnown(f"{type(error).__name__}, see the log of the run")

@@ -1,9 +1,10 @@
 """The rounds of the health watch: real applications that fail in every way, a real ops database, Slack's stand-in."""
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from psycopg.rows import dict_row
 from payme_ops.foundation import lease, opsdb
 from payme_ops.foundation.alert import Slack
 from payme_ops.foundation.settings import MonitoringSettings
-from payme_ops.monitoring import probe
+from payme_ops.monitoring import probe, rounds
 from payme_ops.monitoring.rounds import Doors, Watch
 from sandbox import postgres
 from tests.support import applications, releases, standins
@@ -244,6 +245,14 @@ def test_what_was_slow_and_goes_down_is_told_as_that(desk: Desk, slack: StandIn,
     assert outages(ops)[0]["kind"] == "down"
 
 
+def test_the_sandbox_s_api_is_well_and_tells_its_p95(ops: str, slack: StandIn, tmp_path: Path) -> None:
+    with releases.api(tmp_path) as api, closing(Desk(ops, slack, production=api.stand_in.url)) as desk:
+        desk.rounds(2)
+    one, _ = samples(ops)
+    assert one["state"] == "healthy", one
+    assert set(one["facts"]) == {"p95"}
+
+
 # -- what is stored ------------------------------------------------------------------------------------------------
 
 
@@ -438,6 +447,28 @@ def test_an_outage_that_is_over_while_the_ops_database_is_away_is_told_as_over(
         "production is well again",
     ]
     assert samples(ops) == []
+
+
+def test_an_ops_database_that_never_answers_is_away_too(
+    desk: Desk, slack: StandIn, app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "DATABASE_SECONDS", 0.2)
+    app.mode = "sick"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        desk.doors = Doors(f"host=127.0.0.1 port={silent.getsockname()[1]} dbname=x", desk.doors.slack, "the tests")
+        desk.rounds(3)
+    assert [text.split(":")[0] for text in texts(slack)] == ["production is down"]
+
+
+def test_connections_that_nobody_can_look_up_any_more_are_those_of_before(
+    desk: Desk, ops: str, slack: StandIn, app: Application
+) -> None:
+    desk.rounds()
+    desk.doors = Doors(None, None, "the tests", PAGE)
+    app.mode = "sick"
+    desk.rounds(3)
+    assert len(outages(ops)) == 1
+    assert len(texts(slack)) == 1
 
 
 def test_incident_is_asked_for_again_until_it_has_taken_the_outage(desk: Desk, ops: str, app: Application) -> None:

@@ -39,7 +39,7 @@ KEY = telling.KEY
 # The looks of a round do not begin all at once, or they would wait for each other and time themselves doing it.
 SPREAD_SECONDS, _TOGETHER = 0.5, 50
 # A round that cannot reach its database within this goes by memory, or it would be late for the verdict.
-_DATABASE_SECONDS = 8.0
+DATABASE_SECONDS = 8.0
 # A run of `incident` that has not taken its outage by then is asked for again.
 _ASK_AGAIN = timedelta(minutes=5)
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -155,10 +155,10 @@ class Watch:
 
     async def _patiently(self, function: Callable[..., _Found], *arguments: Any) -> _Found:
         try:
-            async with asyncio.timeout(_DATABASE_SECONDS):
+            async with asyncio.timeout(DATABASE_SECONDS):
                 return await self._call(function, *arguments)
         except TimeoutError:
-            raise Unavailable("nothing was answered in time", found=f"nothing in {_DATABASE_SECONDS:g} s") from None
+            raise Unavailable("nothing was answered in time", found=f"nothing in {DATABASE_SECONDS:g} s") from None
 
     # -- deciding ---------------------------------------------------------------------------------------------------
 

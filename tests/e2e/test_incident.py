@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import combinations
 from pathlib import Path
 from typing import Any, LiteralString
@@ -15,11 +16,15 @@ import psycopg
 import pytest
 
 from payme_ops.foundation import evidence
+from payme_ops.foundation.airflow_api import AirflowApi
+from payme_ops.foundation.clock import utc_now
+from payme_ops.monitoring import last_looks
+from payme_ops.monitoring.last_looks import Airflow
 from sandbox import airflow, world
 from sandbox.airflow import Api
 from sandbox.http import call
 from sandbox.supervisor import Process, Supervisor
-from sandbox.world import PROJECT, World
+from sandbox.world import AUDITOR, PROJECT, World
 from tests.support import applications
 from tests.support.applications import Application
 from tests.support.waiting import eventually
@@ -122,6 +127,21 @@ def test_an_outage_has_a_run_and_a_thread_and_its_end_ends_both(desk: Desk) -> N
     assert desk.threads() == 1
     assert evidence.latest(desk.ops, run, f"outage_{number}").measured["last well"] != "never seen well"
     assert evidence.latest(desk.ops, run, f"recovery_{number}").measured["seconds"] > 0
+
+
+def test_pausing_incident_is_the_cause_that_the_watchdog_names(desk: Desk) -> None:
+    url = desk.here.url("airflow")
+    known = Airflow(url, AirflowApi(url, AUDITOR, desk.here.secrets[f"airflow.{AUDITOR}"]))
+    begun = utc_now() - timedelta(hours=1)
+    desk.api.call("PATCH", f"/dags/{DAG}", {"is_paused": True})
+    eventually(lambda: not desk.is_watched(), "the end of the looks", seconds=SECONDS)
+    later = utc_now() + last_looks.LONGEST + timedelta(seconds=2)
+    found = last_looks.look(desk.ops, ["production"], known, begun, later)
+    assert found.silent
+    assert found.why.startswith("incident is paused")
+    desk.api.call("PATCH", f"/dags/{DAG}", {"is_paused": False})
+    eventually(desk.is_watched, "looks again", seconds=SECONDS)
+    assert not last_looks.look(desk.ops, ["production"], known, begun, utc_now()).silent
 
 
 @pytest.mark.parametrize("parts", CASES, ids="+".join)

@@ -76,6 +76,8 @@ async def alert_late_run(context: Mapping[str, Any]) -> None:
     from payme_ops.foundation.alert import Severity
     from payme_ops.foundation.clock import show
 
+    if context["dag_run"]["state"] not in ("queued", "running"):
+        return  # it failed before, and that was told
     run, missed = context["dag_run"], _instant(context["deadline"]["deadline_time"])
     dag_id, run_id = run["dag_id"], run["dag_run_id"]
     # What the other callbacks are given, as far as they are needed here.

@@ -219,7 +219,9 @@ class PostgresSettings(_Group):
 class SlackSettings(_Group):
     """Where alerts go; the token is in the connection payme_slack, and in a file for the watchdog outside Airflow."""
 
-    channel: str = Field(default="payme-ops", min_length=1, description="Slack channel for alerts, without #.")
+    channel: str = Field(
+        default="payme-ops", min_length=1, description="Slack channel for alerts: its id, or its name without #."
+    )
     token_file: Path | None = Field(
         default=None, description="File with Slack's bot token, for the watchdog; DAGs have the connection payme_slack."
     )

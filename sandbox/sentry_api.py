@@ -24,7 +24,7 @@ RULE = "rule"  # type of the records that say what became of a detector or workf
 _PAGE, _NEW_DAYS = 100, 7
 _FREQUENCIES = (0, 5, 10, 30, 60, 180, 720, 1440)
 _LOGIC = ("any", "any-short", "all", "none")
-_SCOPES = {"issues": "event", "events-timeseries": "org", "events-stats": "org", "events": "event"}
+_SCOPES = {"issues": "event", "events-timeseries": "org", "events": "event"}
 _GONE = ("rules", "alert-rules", "combined-rules")
 
 
@@ -73,8 +73,6 @@ def answer(journal: Journal, access: Access, request: Request, where: str) -> An
 def _read(journal: Journal, access: Access, request: Request, project: str, rest: list[str]) -> Answer | None:
     number = _number(project)
     match rest:
-        case ["events-stats"]:
-            return _events_stats(errors(journal, number), request)
         case ["events-timeseries"]:
             return _timeseries(errors(journal, number), request)
         case ["events", event]:
@@ -172,15 +170,6 @@ def _at(event: Record) -> datetime:
     except (ValueError, OverflowError):
         pass
     return moment(event["received"])
-
-
-def _events_stats(found: list[Record], request: Request) -> Answer:
-    since, until = (moment(request.query.get(name, "")) for name in ("start", "end"))
-    minutes = Counter(_at(one).replace(second=0, microsecond=0) for one in found)
-    first = since.replace(second=0, microsecond=0)
-    count = int((until - first).total_seconds() // 60) + 1
-    at = [first + timedelta(minutes=number) for number in range(min(count, 10_000))]
-    return Answer({"data": [[int(one.timestamp()), [{"count": minutes[one]}]] for one in at]})
 
 
 def _timeseries(found: list[Record], request: Request) -> Answer:

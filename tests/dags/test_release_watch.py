@@ -172,7 +172,7 @@ def test_it_asks_each_endpoint_once_an_interval(desk: Desk, time: Time) -> None:
     assert wait is None
     assert 0 < asked["GET /health"] <= LOOKS
     assert 0 < asked["GET /metrics"] <= LOOKS
-    assert 0 < asked["GET /api/0/organizations/payme/events-stats/"] <= LOOKS / 2 + 1
+    assert 0 < asked["GET /api/0/organizations/payme/events-timeseries/"] <= LOOKS / 2 + 1
     assert 0 < asked["POST /api/2/store/"] <= 2
     times = [one.at for one in stored(desk)]
     assert all(later - earlier >= timedelta(seconds=1) for earlier, later in itertools.pairwise(times))

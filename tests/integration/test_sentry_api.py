@@ -74,12 +74,38 @@ def test_what_may_heal_is_no_zero(server: StandIn, api: SentryApi, status: int) 
         sentry_api.heard(api, "0" * 32)
 
 
+def series(*values: object) -> dict[str, object]:
+    return {"timeSeries": [{"values": list(values), "yAxis": "count()"}]}
+
+
 @pytest.mark.parametrize(
-    "body", [{}, {"data": None}, {"data": [[1]]}, {"data": [[1, [{"count": "7"}]]]}, {"data": [[1, [{"count": -1}]]]}]
+    "body",
+    [
+        {},
+        {"timeSeries": None},
+        {"timeSeries": []},
+        series(),  # no minute at all
+        series([1, [{"count": 1}]]),
+        series({"timestamp": 1, "value": "7"}),
+        series({"timestamp": 1, "value": -1}),
+        series({"timestamp": 1, "value": 1}),  # not the minutes that were asked for
+    ],
 )
 def test_an_answer_that_is_not_understood_is_no_zero(tmp_path: Path, body: object) -> None:
     with standins.served(answering(body), tmp_path) as there, pytest.raises(ServiceRefused, match="not understood"):
-        sentry_api.errors_by_minute(at(there.url), utc_now() - SOON, utc_now())
+        sentry_api.errors_by_minute(at(there.url), utc_now() - 2 * SOON, utc_now())
+
+
+GOOD = {"id": "1", "title": "t", "count": "7", "firstSeen": "2026-11-28T04:00:00Z"}
+
+
+@pytest.mark.parametrize("wrong", [{"count": 7}, {"count": "many"}, {"firstSeen": "once"}, {"id": None}, {"title": 1}])
+def test_an_issue_that_is_not_understood_is_not_left_out(tmp_path: Path, wrong: dict[str, object]) -> None:
+    with standins.served(answering([GOOD]), tmp_path) as there:
+        assert [one.title for one in sentry_api.new_issues(at(there.url), utc_now())] == ["t"]
+    bad = answering([GOOD, {**GOOD, **wrong}])
+    with standins.served(bad, tmp_path) as there, pytest.raises(ServiceRefused, match="not understood"):
+        sentry_api.new_issues(at(there.url), utc_now())
 
 
 @pytest.mark.parametrize("dsn", ["", "not a dsn", "https://sentry.example/2", "https://key@sentry.example/api"])

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -21,6 +21,7 @@ from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
 from payme_ops.foundation import http
+from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import ServiceRefused, SettingsError, Unavailable
 
 _SERVICE = "Sentry"
@@ -64,37 +65,52 @@ class Issue:
 
 
 def errors_by_minute(api: SentryApi, since: datetime, until: datetime) -> dict[str, int]:
-    """Errors of each minute, by its beginning (ISO, UTC). docs.sentry.io/api: organization events as a time series."""
-    query = {
+    """Errors of each minute, by its beginning (ISO, UTC); of the one that `until` is in, so far."""
+    return {at.isoformat(): count for at, count in _series(api, since, until, 60).items()}
+
+
+def errors_by_hour(api: SentryApi, since: datetime, until: datetime) -> dict[datetime, int]:
+    """Errors of each hour, by its beginning; of the hour that `until` is in, so far."""
+    return _series(api, since, until, 3600)
+
+
+def _series(api: SentryApi, since: datetime, until: datetime, seconds: int) -> dict[datetime, int]:
+    """Errors by intervals. docs.sentry.io/api: query explore events as a time series. The token needs org:read.
+
+    An answer that lacks an interval that is over is refused: Sentry takes another one when it does not like ours.
+    """
+    what = {
+        "dataset": "errors",
         "project": api.project,
         "yAxis": "count()",
-        "interval": "1m",
-        "query": "event.type:error !payme_ops.sentinel:true",
+        "interval": str(seconds),
+        "query": NO_SENTINEL,
         "start": _utc(since),
         "end": _utc(until),
     }
-    said = _get(api, f"/api/0/organizations/{quote(api.organization)}/events-stats/", query).body.get("data")
-    if not isinstance(said, list):
-        raise _unknown('"data"')
-    found = {}
-    for row in said:
-        match row:
-            case [int() | float() as at, [{"count": int() as count}, *_]] if count >= 0:
-                found[datetime.fromtimestamp(at, UTC).isoformat()] = count
-            case _:
-                raise _unknown("minutes with their counts")
-    return found
+    path = f"/api/0/organizations/{quote(api.organization)}/events-timeseries/"
+    found: dict[datetime, int] = {}
+    match ask(api, "GET", path, "org:read", query=what).body.get("timeSeries"):
+        case [{"values": list() as values}]:
+            for one in values:
+                match one:
+                    case {"timestamp": int() | float() as at, "value": int() | float() as count} if count >= 0:
+                        found[datetime.fromtimestamp(at / 1000, UTC)] = int(count)
+                    case _:
+                        raise _unknown("times with their counts")
+        case _:
+            raise _unknown("one time series")
+    first, over = (int(one.timestamp()) // seconds * seconds for one in (since, until))
+    wanted = {datetime.fromtimestamp(at, UTC) for at in range(first, over, seconds)}
+    if missing := wanted - set(found):
+        raise _unknown(f"each of {len(wanted)} intervals; {len(missing)} are missing")
+    return {at: count for at, count in found.items() if at.timestamp() >= first}
 
 
 def new_issues(api: SentryApi, since: datetime) -> list[NewIssue]:
-    """Issues first seen since then, at most ten. docs.sentry.io/api: list a project's issues."""
-    path = f"/api/0/projects/{quote(api.organization)}/{quote(api.project)}/issues/"
-    query = {"query": f"firstSeen:>={_utc(since)} !payme_ops.sentinel:true", "limit": str(_SHOWN)}
-    return [
-        NewIssue(str(one.get("id"))[:_CUT], str(one.get("title"))[:_CUT])
-        for one in _get(api, path, query).items
-        if isinstance(one, dict)
-    ][:_SHOWN]
+    """Issues first seen since then, at most ten, the most frequent first."""
+    found = issues(api, f"firstSeen:>={_utc(since)}", since, utc_now() + timedelta(minutes=1), _SHOWN)
+    return [NewIssue(one.id, one.title[:_CUT]) for one in found]
 
 
 def issues(api: SentryApi, query: str, since: datetime, until: datetime, most: int) -> list[Issue]:
@@ -112,40 +128,6 @@ def issues(api: SentryApi, query: str, since: datetime, until: datetime, most: i
         "limit": str(min(most, PAGE)),
     }
     return [_issue(one) for one in islice(listed(api, path, what, "event:read"), most)]
-
-
-def errors_by_hour(api: SentryApi, since: datetime, until: datetime) -> dict[datetime, int]:
-    """Errors of each hour from `since`, a whole one, by its beginning; of the hour that `until` is in, so far.
-
-    docs.sentry.io/api: query explore events as a time series. The token needs org:read. An answer that lacks an hour
-    that is over is refused.
-    """
-    path = f"/api/0/organizations/{quote(api.organization)}/events-timeseries/"
-    what = {
-        "dataset": "errors",
-        "project": api.project,
-        "yAxis": "count()",
-        "interval": "3600",
-        "query": NO_SENTINEL,
-        "start": _utc(since),
-        "end": _utc(until),
-    }
-    found: dict[datetime, int] = {}
-    match ask(api, "GET", path, "org:read", query=what).body.get("timeSeries"):
-        case [{"values": list() as values}]:
-            for one in values:
-                match one:
-                    case {"timestamp": int() | float() as at, "value": int() | float() as count} if count >= 0:
-                        found[datetime.fromtimestamp(at / 1000, UTC)] = int(count)
-                    case _:
-                        raise _unknown("hours with their counts")
-        case _:
-            raise _unknown("one time series")
-    over = int(until.timestamp()) // 3600 * 3600
-    hours = {datetime.fromtimestamp(at, UTC) for at in range(int(since.timestamp()), over, 3600)}
-    if missing := hours - set(found):
-        raise _unknown(f"each of {len(hours)} hours; {len(missing)} are missing")
-    return {at: count for at, count in found.items() if at >= since}
 
 
 def listed(api: SentryApi, path: str, query: Mapping[str, str], scope: str) -> Iterator[dict[str, Any]]:
@@ -302,13 +284,6 @@ def heard(api: SentryApi, event: str) -> bool:
         return False
     http.require_yes(_SERVICE, "GET", f"{api.url}{path}", answer)
     return answer.body.get("eventID") == event
-
-
-def _get(api: SentryApi, path: str, query: dict[str, Any]) -> http.Answer:
-    url = f"{api.url}{path}?{urlencode(query)}"
-    answer = http.call(_SERVICE, "GET", url, authorization=f"Bearer {api.token}")
-    http.require_yes(_SERVICE, "GET", url, answer)
-    return answer
 
 
 def _utc(moment: datetime) -> str:

@@ -293,3 +293,71 @@ def test_a_taken_port_is_told(slack: StandIn, tmp_path: Path) -> None:
     )
     assert run.returncode == 1
     assert f"port {port} cannot be used" in run.stderr
+
+
+# -- reading ----------------------------------------------------------------------------------------------------
+
+
+def told(slack: StandIn, text: str, **more: Any) -> str:
+    metadata = {"event_type": "told", "event_payload": {"text": text}}
+    answer = client(slack).chat_postMessage(channel="payme-ops", text=text, metadata=metadata, **more)
+    return str(answer["ts"])
+
+
+def texts(answer: Any) -> list[str]:
+    return [message["text"] for message in answer["messages"]]
+
+
+def channel_id(slack: StandIn) -> str:
+    return str(slack.messages[0]["channel"])
+
+
+def test_a_channel_is_read_newest_first_page_by_page_without_replies(slack: StandIn) -> None:
+    first = told(slack, "1")
+    for number in range(2, 6):
+        told(slack, str(number))
+    told(slack, "reply", thread_ts=first)
+    told(slack, "shown reply", thread_ts=first, reply_broadcast=True)
+    where: dict[str, Any] = {"channel": channel_id(slack), "limit": 4}
+    page = client(slack).conversations_history(**where)
+    assert texts(page) == ["shown reply", "5", "4", "3"]
+    assert page["has_more"]
+    rest = client(slack).conversations_history(**where, cursor=page["response_metadata"]["next_cursor"])
+    assert texts(rest) == ["2", "1"]
+    assert (rest["has_more"], rest["response_metadata"]["next_cursor"]) == (False, "")
+    since = client(slack).conversations_history(channel=channel_id(slack), oldest=slack.messages[2]["ts"])
+    assert texts(since) == ["shown reply", "5", "4"]
+
+
+def test_a_thread_is_read_oldest_first_with_its_first_message_in_any_case(slack: StandIn) -> None:
+    first = told(slack, "first")
+    told(slack, "another")
+    replies = [told(slack, f"reply {number}", thread_ts=first) for number in range(3)]
+    where: dict[str, Any] = {"channel": channel_id(slack), "ts": first}
+    assert texts(client(slack).conversations_replies(**where)) == ["first", "reply 0", "reply 1", "reply 2"]
+    assert texts(client(slack).conversations_replies(**where, oldest=replies[1])) == ["first", "reply 2"]
+
+
+def test_metadata_is_shown_to_who_asks_for_it(slack: StandIn) -> None:
+    told(slack, "it")
+    [plain] = client(slack).conversations_history(channel=channel_id(slack))["messages"]
+    [full] = client(slack).conversations_history(channel=channel_id(slack), include_all_metadata=True)["messages"]
+    assert "metadata" not in plain
+    assert full["metadata"] == {"event_type": "told", "event_payload": {"text": "it"}}
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "error"),
+    [
+        ("conversations_history", {"channel": "payme-ops"}, "channel_not_found"),
+        ("conversations_history", {"channel": "C0NOTTHERE1"}, "channel_not_found"),
+        ("conversations_history", {"limit": 1000}, "invalid_limit"),
+        ("conversations_history", {"cursor": "no cursor"}, "invalid_cursor"),
+        ("conversations_replies", {"ts": "1700000000.000001"}, "thread_not_found"),
+    ],
+)
+def test_it_refuses_to_read_as_slack_does(slack: StandIn, method: str, more: dict[str, Any], error: str) -> None:
+    told(slack, "it")
+    with pytest.raises(SlackApiError) as raised:
+        getattr(client(slack), method)(**{"channel": channel_id(slack), **more})
+    assert raised.value.response["error"] == error

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -30,6 +31,7 @@ from tests.support.ops import ops_database
 EVERY = timedelta(seconds=30)
 # Midnight in Nairobi.
 DAY = datetime(2026, 11, 24, 21, tzinfo=UTC)
+NEXT_YEAR = datetime(2027, 2, 1, tzinfo=UTC)
 SUBJECT = "production"
 
 
@@ -169,6 +171,15 @@ def test_figures_and_gaps_are_those_of_the_oracle_before_and_after_the_night(
     assert uptime.roll_up(ops, every, now).summed == []
 
 
+def test_a_look_at_midnight_ends_one_gap_and_begins_another(ops: str) -> None:
+    store(ops, [look(DAY - timedelta(hours=1)), look(DAY), look(DAY + timedelta(hours=1))])
+    now = DAY + timedelta(hours=1, seconds=40)
+    gaps = (Gap(DAY - timedelta(hours=1), DAY), Gap(DAY, DAY + timedelta(hours=1)))
+    assert report(ops, now).gaps == gaps
+    uptime.roll_up(ops, EVERY, now)
+    assert report(ops, now).gaps == gaps
+
+
 # -- what is counted -----------------------------------------------------------------------------------------------
 
 
@@ -262,15 +273,32 @@ def test_a_killed_roll_up_done_again_is_the_same(ops: str, monkeypatch: pytest.M
     assert tables(ops) == whole
 
 
+def test_two_nights_at_once_sum_and_delete_once(ops: str) -> None:
+    store(ops, looks(DAY, 200))
+    both = threading.Barrier(2)
+    deleted = []
+
+    def night() -> None:
+        both.wait()
+        uptime.roll_up(ops, EVERY, NEXT_YEAR)
+        deleted.append(uptime.delete_old(ops, 40, NEXT_YEAR))
+
+    threads = [threading.Thread(target=night) for _ in range(2)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    rows, sums = tables(ops)
+    assert (rows, len(sums), sum(deleted)) == ([], 2, 200)
+    assert report(ops, NEXT_YEAR, Period.MONTH).rows[0].figures.taken == 200
+
+
 def test_looks_that_came_late_are_summed_again(ops: str) -> None:
     store(ops, looks(DAY, 5))
     uptime.roll_up(ops, EVERY, DAY + timedelta(days=1, hours=4))
     store(ops, looks(DAY + 5 * EVERY, 5))
     assert uptime.roll_up(ops, EVERY, DAY + timedelta(days=2, hours=4)).summed == ["production day 2026-11-25"]
     assert report(ops, DAY + timedelta(days=2)).rows[0].figures.taken == 10
-
-
-NEXT_YEAR = datetime(2027, 2, 1, tzinfo=UTC)
 
 
 def test_only_what_is_summed_is_deleted_in_batches(ops: str, monkeypatch: pytest.MonkeyPatch) -> None:

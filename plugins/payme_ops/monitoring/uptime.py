@@ -323,6 +323,8 @@ def _joined(pieces: Iterable[Gap]) -> Iterator[Gap]:
 
 def _sum(looks: _Looks, period: Period, begins: date) -> None:
     (found,) = looks.figures(period, begins, begins)
+    if not found.stored:
+        return  # another one at the same work has summed and deleted them meanwhile
     gaps = looks.gaps(begins, begins) if period is Period.DAY else []
     values = {
         **vars(found),

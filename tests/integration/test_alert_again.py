@@ -34,19 +34,20 @@ ALERT = Alert(
     runbook="",
     link="",
 )
-# Sends like anybody, and is killed when Slack has taken the message.
+# Sends like anybody, and is killed right before or right after Slack has taken the message.
 KILLED = """
 import os, signal, sys
 from datetime import UTC, datetime
 from slack_sdk import WebClient
 from payme_ops.foundation import alert
 
-ops, url, channel, key, occurrence = sys.argv[1:]
+ops, url, channel, key, occurrence, when = sys.argv[1:]
 client = WebClient("xoxb-test", base_url=url + "/api/")
 post = client.chat_postMessage
 
 def post_and_die(**message):
-    post(**message)
+    if when == "after":
+        post(**message)
     os.kill(os.getpid(), signal.SIGKILL)
 
 client.chat_postMessage = post_and_die
@@ -76,8 +77,8 @@ def slack(tmp_path: Path) -> Iterator[StandIn]:
         yield running
 
 
-def killed_after_the_post(ops: str, slack: StandIn, told: Alert = ALERT, channel: str = CHANNEL) -> None:
-    arguments = [ops, slack.url, channel, told.key, told.occurrence]
+def killed_at_the_post(ops: str, slack: StandIn, channel: str = CHANNEL, when: str = "after") -> None:
+    arguments = [ops, slack.url, channel, ALERT.key, ALERT.occurrence, when]
     ended = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=postgres.PROJECT / "plugins", check=False)
     assert ended.returncode == -signal.SIGKILL
 
@@ -98,7 +99,7 @@ def test_killed_between_the_post_and_the_commit_it_is_there_once(
     client = replace(slack.client(), channel=channel)
     first = replace(ALERT, key=ALERT.key if in_thread else "another", occurrence="outage/6")
     assert raise_alert(ops, first, client) is Outcome.SENT
-    killed_after_the_post(ops, slack, channel=channel)
+    killed_at_the_post(ops, slack, channel=channel)
     assert alert.waiting(ops) == [ALERT.key]
     assert send_pending(ops, client) == 1
     assert alert.waiting(ops) == []
@@ -112,16 +113,38 @@ def test_killed_between_the_post_and_the_commit_it_is_there_once(
     assert slack.messages[2]["thread_ts"] == slack.messages[0 if in_thread else 1]["ts"]
 
 
+def test_killed_right_before_the_post_it_is_sent_and_says_nothing_of_twice(ops: str, slack: StandIn) -> None:
+    raise_alert(ops, replace(ALERT, key="another"), slack.client())
+    killed_at_the_post(ops, slack, when="before")
+    assert send_pending(ops, slack.client()) == 1
+    assert [notes(message) for message in slack.messages] == [[], []]
+
+
+def test_a_message_whose_answer_was_lost_is_found(ops: str, slack: StandIn) -> None:
+    raise_alert(ops, replace(ALERT, key="another"), slack.client())
+    breaks_off = slack.client()
+    post = breaks_off.client.chat_postMessage
+
+    def post_and_break(**message: Any) -> Any:
+        post(**message)
+        raise ConnectionResetError
+
+    breaks_off.client.chat_postMessage = post_and_break  # type: ignore[method-assign]
+    assert raise_alert(ops, ALERT, breaks_off) is Outcome.WAITING
+    assert raise_alert(ops, ALERT, slack.client()) is Outcome.SENT
+    assert len(slack.messages) == 2
+
+
 def test_whoever_raises_it_again_finds_it_too(ops: str, slack: StandIn) -> None:
     raise_alert(ops, replace(ALERT, key="another"), slack.client())
-    killed_after_the_post(ops, slack)
+    killed_at_the_post(ops, slack)
     assert raise_alert(ops, ALERT, slack.client()) is Outcome.SENT
     assert len(slack.messages) == 2
 
 
 def test_when_slack_cannot_be_asked_the_second_says_so_in_the_same_thread(ops: str, slack: StandIn) -> None:
     raise_alert(ops, replace(ALERT, occurrence="outage/6"), slack.client())
-    killed_after_the_post(ops, slack)
+    killed_at_the_post(ops, slack)
     slack.fail(503, count=1)  # the look; the message is taken
     assert send_pending(ops, slack.client()) == 1
     first, sent, again = slack.messages
@@ -131,14 +154,14 @@ def test_when_slack_cannot_be_asked_the_second_says_so_in_the_same_thread(ops: s
 
 
 def test_the_first_message_of_all_cannot_be_looked_for_by_a_channel_name(ops: str, slack: StandIn) -> None:
-    killed_after_the_post(ops, slack)
+    killed_at_the_post(ops, slack)
     assert send_pending(ops, slack.client()) == 1
     assert [len(notes(message)) for message in slack.messages] == [0, 1]
 
 
 def test_it_is_looked_for_on_every_page(ops: str, slack: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alert, "_PAGE", 2)
-    killed_after_the_post(ops, slack, channel="C0PAYMEOPS9")
+    killed_at_the_post(ops, slack, channel="C0PAYMEOPS9")
     client = replace(slack.client(), channel="C0PAYMEOPS9")
     for number in range(5):
         raise_alert(ops, replace(ALERT, key=f"another {number}"), client)
@@ -148,7 +171,7 @@ def test_it_is_looked_for_on_every_page(ops: str, slack: StandIn, monkeypatch: p
 
 def test_too_many_pages_are_not_looked_through(ops: str, slack: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alert, "_PAGE", 1)
-    killed_after_the_post(ops, slack, channel="C0PAYMEOPS9")
+    killed_at_the_post(ops, slack, channel="C0PAYMEOPS9")
     client = replace(slack.client(), channel="C0PAYMEOPS9")
     for number in range(5):
         raise_alert(ops, replace(ALERT, key=f"another {number}"), client)

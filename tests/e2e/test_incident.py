@@ -58,6 +58,10 @@ class Desk:
         messages: list[dict[str, Any]] = call("GET", f"{self.here.url('slack')}/messages.json")[1]
         return len({message.get("thread_ts", message["ts"]) for message in messages})
 
+    def is_in_sentry(self) -> bool:
+        events: list[dict[str, Any]] = call("GET", f"{self.here.url('sentry')}/events.json")[1]
+        return any("production is down" in str(event) for event in events)
+
     def ask(self, query: LiteralString, *values: object) -> Any:
         with psycopg.connect(self.ops) as connection:
             row = connection.execute(query, values).fetchone()
@@ -154,6 +158,8 @@ def test_what_is_killed_or_away_when_an_alert_is_due_delays_it_and_no_more(desk:
     killed: list[Process] = [desk.supervisor.kill(f"airflow-{part}") for part in parts if part in COMPONENTS]
     if "slack" in parts:
         assert desk.told(number) == []
+    if parts == ("slack",):
+        eventually(desk.is_in_sentry, "the event that says what Slack did not take", seconds=SECONDS)
     if killed:
         desk.supervisor.start(*killed)
     for service in set(parts) & set(SERVICES):

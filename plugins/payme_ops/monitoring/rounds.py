@@ -320,11 +320,9 @@ class Watch:
             _log.error("%d alert(s) wait: the connection of Slack is not known", len(keys))
             return
         for one in new:
-            outcome = alert.raise_alert(doors.ops, one, doors.slack)
+            outcome = _raise(doors.ops, one, doors)
             _log.log(logging.INFO if outcome is Outcome.SENT else logging.ERROR, "%s: %s", one.what, outcome)
             if outcome is not Outcome.SENT:
-                if one.severity is not Severity.INFO and doors.capture:
-                    doors.capture(one)
                 return  # each of the others would wait for Slack as long
         for key in set(keys) - {one.key for one in new}:
             try:
@@ -336,12 +334,12 @@ class Watch:
 
     def _tell_unrecorded(self, doors: Doors, known: Known, confirmed: Mapping[str, Outage], now: datetime) -> Known:
         """The same without the ops database: what is on, and was told of it, as this process will know it."""
-        on, told = dict(known.open), dict(known.told)
-        for name, one in {**known.open, **confirmed}.items():
+        on, told, lost = {**known.open, **confirmed}, dict(known.told), False
+        for name, one in dict(on).items():
             after, alerts = self._settle(doors, known, one, now)
-            if any(alert.raise_alert(None, each, doors.slack, doors.capture) is Outcome.LOST for each in alerts):
-                on[name] = one  # told at the next round
-                continue
+            lost = lost or any(_raise(None, each, doors) is Outcome.LOST for each in alerts)
+            if lost and alerts:
+                continue  # told at the next round; each of the others would wait for Slack as long
             told[name] = known.told_of(one) | {each.occurrence for each in alerts}
             if after.ended_at is None:
                 on[name] = after
@@ -366,6 +364,11 @@ class _Written:
     told: Mapping[str, frozenset[str]]
     new: Sequence[Alert]
     keys: Sequence[str]
+
+
+def _raise(ops: str | None, one: Alert, doors: Doors) -> Outcome:
+    capture = None if one.severity is Severity.INFO else doors.capture
+    return alert.raise_alert(ops, one, doors.slack, capture, capture_if_waiting=True)
 
 
 def _insert(cursor: psycopg.Cursor[Any], one: Outage, window: Window | None, slow_ms: float) -> Outage | None:

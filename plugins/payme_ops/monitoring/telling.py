@@ -15,6 +15,8 @@ _TO_DO = {
     Kind.UNCLEAR: "See who answers at {url}/health in the application's place: a proxy, a cache, a login",
 }
 
+_WAS = {Kind.DOWN: "was down", Kind.SLOW: "was slow", Kind.UNCLEAR: "did not say how it was"}
+
 
 @dataclass(frozen=True)
 class Teller:
@@ -63,7 +65,7 @@ def over(one: Outage, owner: str, page: str) -> Alert:
     """It is well again: how long it was not."""
     length = span((one.ended_at or one.began_at) - one.began_at)
     what = f"{one.subject} is well again after {length}"
-    why = f"It {WORDS[one.kind].replace('is ', 'was ').replace('does', 'did')} from {show(one.began_at)} for {length}."
+    why = f"It {_WAS[one.kind]} from {show(one.began_at)} for {length}."
     return _alert(one, "/over", Severity.INFO, what, why, "Nothing; what it was stands above", owner, page)
 
 

@@ -242,7 +242,22 @@ def test_what_was_slow_and_goes_down_is_told_as_that(desk: Desk, slack: StandIn,
     desk.rounds(4)
     assert [text.split(":")[0] for text in texts(slack)] == ["production is slow", "production is down by now"]
     assert threads(slack) == 1
+    assert slack.messages[1]["reply_broadcast"]
     assert outages(ops)[0]["kind"] == "down"
+
+
+def test_who_is_down_again_soon_after_is_shown_in_the_channel_and_reminders_are_not(
+    desk: Desk, slack: StandIn, app: Application
+) -> None:
+    for _ in range(2):
+        app.mode = "sick"
+        desk.rounds(3)
+        desk.now += timedelta(minutes=16)
+        desk.rounds()
+        app.mode = "well"
+        desk.rounds(10)
+    shown = [message.get("reply_broadcast") for message in slack.messages]
+    assert shown == [None, False, False, True, False, False]
 
 
 def test_the_sandbox_s_api_is_well_and_tells_its_p95(ops: str, slack: StandIn, tmp_path: Path) -> None:
@@ -370,6 +385,7 @@ def test_a_release_at_work_mutes_and_says_so_until_its_window_ends(
     _, full = slack.messages
     assert full["text"].startswith("production is down: status 503")
     assert f"muted by the release {name}, whose window is over" in str(full["blocks"])
+    assert full["reply_broadcast"], "in a thread alone nobody would see it"
     assert threads(slack) == 1
 
 

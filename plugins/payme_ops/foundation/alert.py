@@ -206,6 +206,13 @@ def waiting(conninfo: str) -> list[str]:
         return [row["key"] for row in session.execute(load("ops/keys_of_unsent_alerts.sql"))]
 
 
+def capture_waiting(conninfo: str, capture: Capture) -> None:
+    """Tell Sentry, once each, of what Slack has not taken. Raises DatabaseUnavailable, DatabaseError."""
+    with _session(conninfo) as session:
+        for row in session.execute(load("ops/uncaptured_alerts.sql")).fetchall():
+            _capture_once(session, Alert(**row), capture)
+
+
 def message(conninfo: str, alert: Alert) -> str | None:
     """Slack's time stamp of the message of an alert that was raised; None while Slack has not taken it.
 
@@ -359,6 +366,11 @@ def _held(session: psycopg.Cursor[DictRow], key: str) -> Iterator[None]:
             session.execute(load("ops/free_alert_key.sql"), {"key": key})
 
 
+def _is_news(alert: Alert, thread: DictRow) -> bool:
+    grave = alert.severity == Severity.CRITICAL and thread["before"] != Severity.CRITICAL
+    return bool(grave or thread["quiet"] >= _QUIET)
+
+
 def _deliver_next(session: psycopg.Cursor[DictRow], key: str, slack: Slack) -> bool:
     """Send one. Each statement is a transaction of its own: an attempt is known of before Slack is called, and what
     Slack took is marked before anything else can go wrong.
@@ -378,8 +390,8 @@ def _deliver_next(session: psycopg.Cursor[DictRow], key: str, slack: Slack) -> b
         if posted is None:
             thread_ts = thread["thread_ts"] if thread else ""
             session.execute(load("ops/attempt_alert.sql"), {"id": row["id"], "thread": thread_ts})
-            # The ends of a silence are told to all; else only what comes after a quiet hour.
-            shown = key.startswith("silence:") or (thread is not None and thread["quiet"] >= _QUIET)
+            # The ends of a silence are told to all; else only what comes after a quiet hour, or makes it grave (again).
+            shown = key.startswith("silence:") or (thread is not None and _is_news(alert, thread))
             hush = _HUSHED if silence is not None else ""
             message = _arguments(alert, note, hush, notice=row["notice"])
             place = {"thread_ts": thread_ts, "reply_broadcast": shown and not hushed} if thread_ts else {}

@@ -1,10 +1,12 @@
 """Whose answer counts, and for what."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 
 from payme_ops.foundation import approvals
+from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import NotApproved, PaymeOpsError
 from sandbox.postgres import Cluster
 from tests.support.ops import ops_database
@@ -135,3 +137,14 @@ def test_each_gate_by_another_person_and_one_alone_only_with_a_reason(ops: str) 
         ("first", True, True),
         ("second", True, True),
     ]
+
+
+def test_only_questions_that_stand_are_pending(ops: str) -> None:
+    soon, later = utc_now() + timedelta(minutes=5), utc_now() + timedelta(hours=2)
+    for gate, expires_at in (("asked_later", later), (GATE, soon), ("too_late", utc_now() - timedelta(minutes=1))):
+        approvals.ask(ops, run=RUN, gate=gate, digest=DIGEST, requested_by="oncall", expires_at=expires_at)
+    assert [one.gate for one in approvals.pending(ops)] == [GATE, "asked_later"]
+    answer(ops, choice="Reject")
+    assert [one.gate for one in approvals.pending(ops)] == ["asked_later"]
+    approvals.ask(ops, run=RUN, gate="asked_later", digest="b" * 64, requested_by="oncall", expires_at=later)
+    assert len(approvals.pending(ops)) == 1  # who asked again waits for the newer question alone

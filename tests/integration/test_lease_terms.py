@@ -114,3 +114,16 @@ def expires(ops: str) -> datetime:
         row = connection.execute("SELECT expires_at FROM ops.terms WHERE name = %s", [NAME]).fetchone()
     assert row
     return datetime.fromisoformat(str(row[0]))
+
+
+def test_what_is_held_now_is_listed_and_nothing_else(ops: str) -> None:
+    assert lease.held(ops) == []
+    ended = lease.take_term(ops, "release:staging", OURS, LONG)
+    lease.end_term(ops, ended.name, ended.token)
+    lease.take_term(ops, "freeze:staging", OURS, OVER)  # expired at once
+    lease.take_term(ops, NAME, OURS, LONG)
+    with holder(ops, "ddl:payme", OTHERS) as other:
+        assert [(one.name, one.holder) for one in lease.held(ops)] == [(NAME, OURS), ("ddl:payme", OTHERS)]
+        other.process.kill()
+        eventually(lambda: len(lease.held(ops)) == 1, "the lock of a killed holder to go")
+    assert [one.name for one in lease.held(ops)] == [NAME]

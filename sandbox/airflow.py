@@ -40,6 +40,7 @@ _NOT_FOR_TASKS = (
     "PAYME_OPS__WATCHDOG__AIRFLOW_PASSWORD_FILE",
     "PAYME_OPS__WATCHDOG__API_TOKEN_FILE",
     "PAYME_OPS__WATCHDOG__STAGING_API_TOKEN_FILE",
+    "PAYME_OPS__WATCHDOG__SENTRY_DSN_FILE",
     "PAYME_OPS__SENTRY__TOKEN_FILE",
 )
 # Two hours of watching take a minute here, and half an hour of looking before it as long.

@@ -425,6 +425,8 @@ def _watchdog(root: Path, ports: Mapping[str, int], passwords: Mapping[str, str]
         apis[f"PAYME_OPS__WATCHDOG__{variable}_TOKEN_FILE"] = str(file)
     sentry_token = root / "sentry_token"
     _write_private(sentry_token, passwords["sentry.key"] + "\n")
+    dsn = root / "sentry_dsn"
+    _write_private(dsn, f"http://{passwords['sentry.key']}@127.0.0.1:{ports['sentry']}/1\n")
     monitor = f"api/1/cron/watchdog/{passwords['sentry.key']}/?status=ok"
     return {
         "PAYME_OPS__SLACK__TOKEN_FILE": str(token),
@@ -433,6 +435,7 @@ def _watchdog(root: Path, ports: Mapping[str, int], passwords: Mapping[str, str]
         "PAYME_OPS__WATCHDOG__AIRFLOW_LOGIN": AUDITOR,
         "PAYME_OPS__WATCHDOG__AIRFLOW_PASSWORD_FILE": str(auditor),
         "PAYME_OPS__WATCHDOG__HEARTBEAT_URL": f"http://127.0.0.1:{ports['sentry']}/{monitor}",
+        "PAYME_OPS__WATCHDOG__SENTRY_DSN_FILE": str(dsn),
         "PAYME_OPS__SENTRY__URL": f"http://127.0.0.1:{ports['sentry']}",
         "PAYME_OPS__SENTRY__ORGANIZATION": "payme",
         "PAYME_OPS__SENTRY__PROJECT": "api",

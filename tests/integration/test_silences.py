@@ -9,14 +9,15 @@ from typing import Any
 import psycopg
 import pytest
 
+from payme_ops.cli import watchdog as command
 from payme_ops.foundation import alert, silences
 from payme_ops.foundation.alert import Alert, Outcome, Severity, raise_alert
 from payme_ops.foundation.clock import utc_now
-from payme_ops.foundation.errors import AlreadyExists, NotFound, SettingsError
+from payme_ops.foundation.errors import AlreadyExists, NotFound, SettingsError, Unavailable
 from payme_ops.monitoring import watchdog
 from sandbox import postgres
 from tests.support.ops import ops_database
-from tests.support.standins import StandIn, slack_stand_in
+from tests.support.standins import StandIn, sentry_stand_in, slack_stand_in
 
 REASON = "new disks in staging"
 ALERT = Alert(
@@ -188,3 +189,19 @@ def test_secrets_in_a_reason_reach_neither_slack_nor_the_database(ops: str, slac
     with psycopg.connect(ops) as connection:
         told = str(connection.execute("SELECT s, a FROM ops.alert_silences s, ops.alerts a").fetchall())
     assert "hunter2" not in told + str(slack.messages)
+
+
+def test_what_slack_does_not_take_the_watchdog_tells_sentry_once_each(ops: str, slack: StandIn, tmp_path: Path) -> None:
+    with sentry_stand_in(tmp_path) as sentry:
+        (tmp_path / "dsn").write_text(sentry.url.replace("://", "://abc@") + "/1\n")
+        hears = command.sentry_hears(tmp_path / "dsn", "sandbox")
+        raise_alert(ops, ALERT, None)
+        raise_alert(ops, replace(ALERT, key="silent:scheduler"), None)
+        slack.fail(503)
+        for _ in range(2):
+            with pytest.raises(Unavailable, match=r"2 alert\(s\) wait"):
+                watchdog.resend(ops, slack.client(), hears)
+        assert sorted(event["tags"]["alert"] for event in sentry.events) == [ALERT.key, "silent:scheduler"]
+        slack.fail(None)
+        watchdog.resend(ops, slack.client(), hears)
+        assert len(slack.messages) == len(sentry.events) == 2

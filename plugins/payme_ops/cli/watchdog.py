@@ -9,7 +9,7 @@ from pathlib import Path
 from payme_ops.backup import freshness
 from payme_ops.cli import doors, monitoring
 from payme_ops.foundation import alert, lease, secret, settings
-from payme_ops.foundation.alert import Alert, Severity, Slack
+from payme_ops.foundation.alert import Alert, Capture, Severity, Slack
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import SettingsError
 from payme_ops.foundation.evidence import Evidence, Verdict, plain
@@ -22,6 +22,7 @@ from payme_ops.release import orders
 from payme_ops.release.orders import Expired
 
 _SLACK_SECONDS = 10
+_SENTRY_SECONDS = 5.0
 # A region may be away for some minutes; a target that is missed is told at once.
 _PATIENCE_UNKNOWN = timedelta(minutes=15)
 _WHO = "watchdog"
@@ -34,7 +35,7 @@ def watchdog() -> None:
     logging.getLogger("payme_ops").setLevel(logging.INFO)
     config = settings.load()
     slack, url = _slack(config), _airflow_url(config)
-    heartbeat = _heartbeat(config)
+    heartbeat, hears = _heartbeat(config), sentry_hears(config.watchdog.sentry_dsn_file, config.profile)
 
     def silences() -> Silences:  # each round its own: they run in threads
         return Silences(doors.OPS, slack, config.alert.owner)
@@ -44,7 +45,7 @@ def watchdog() -> None:
     endpoints, begun = list(config.monitoring.endpoints), utc_now()
     rounds = [
         Round("airflow", half_a_minute, lambda: airflow.take(airflow_health.look(url))),
-        Round("alerts", half_a_minute, lambda: alerts.take(watching.resend(doors.OPS, slack))),
+        Round("alerts", half_a_minute, lambda: alerts.take(watching.resend(doors.OPS, slack, hears))),
         Round("freshness", timedelta(minutes=5), lambda: backups.take(_freshness(config, url))),
         Round("reminders", half_a_minute, lambda: watching.remind(doors.OPS, slack, config.alert.owner)),
         Round(
@@ -157,6 +158,31 @@ def _target(item: Evidence, url: str) -> Sign:
         severity=Severity.CRITICAL if item.item == "daily_age" else Severity.WARNING,
         page=f"{url}/dags/{dag}",
     )
+
+
+def sentry_hears(dsn_file: Path | None, environment: str) -> Capture | None:
+    """What tells Sentry of an alert that Slack does not take; None where no DSN is named. Raises SettingsError."""
+    if dsn_file is None:
+        return None
+    import sentry_sdk
+
+    dsn = _token(dsn_file, "PAYME_OPS__WATCHDOG__SENTRY_DSN_FILE")
+    # An alert is scrubbed; what the SDK would add of this process is not.
+    client = sentry_sdk.Client(dsn, default_integrations=False, environment=environment, max_breadcrumbs=0)
+
+    def capture(told: Alert) -> str | None:
+        event_id = client.capture_event(
+            {
+                "message": f"Slack did not take: {told.what}: {told.why}",
+                "level": "error",
+                "tags": {"owner": told.owner, "alert": told.key},
+                "fingerprint": ["alert not sent", told.key],
+            }
+        )
+        client.flush(timeout=_SENTRY_SECONDS)
+        return event_id
+
+    return capture
 
 
 def _slack(config: Settings) -> Slack:

@@ -282,6 +282,11 @@ class WatchdogSettings(_Group):
         description="The same of staging, whose orders may be stopped, too.",
     )
     staging_api_token_file: Path | None = Field(default=None, description="File with the token for staging's /admin.")
+    sentry_dsn_file: Path | None = Field(
+        default=None,
+        description="File with the DSN of Airflow's project in Sentry, which hears what Slack does not take; empty: the"
+        " heartbeat stops, and that is all.",
+    )
 
 
 class MigrationSettings(_Group):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from payme_ops.foundation import alert, approvals, http, silences
-from payme_ops.foundation.alert import Alert, Outcome, Severity, Slack
+from payme_ops.foundation.alert import Alert, Capture, Outcome, Severity, Slack
 from payme_ops.foundation.approvals import Reminder
 from payme_ops.foundation.clock import show, utc_now
 from payme_ops.foundation.errors import DatabaseError, DatabaseUnavailable, PaymeOpsError, Unavailable
@@ -127,12 +127,17 @@ class Silences:
         return alert.raise_alert(self._ops, told, self._slack)
 
 
-def resend(ops: str, slack: Slack) -> list[Sign]:
-    """Send what Slack has not taken yet; how the ops database is. Raises Unavailable when alerts still wait."""
+def resend(ops: str, slack: Slack, capture: Capture | None = None) -> list[Sign]:
+    """Send what Slack has not taken yet; how the ops database is.
+
+    Raises Unavailable when alerts still wait, after Sentry was told of each of them once.
+    """
     try:
         silences.tell_ended(ops, slack)
         alert.send_pending(ops, slack)
         waiting = alert.waiting(ops)
+        if waiting and capture is not None:
+            alert.capture_waiting(ops, capture)
     except (DatabaseUnavailable, DatabaseError) as error:
         return [_ops_database(silent=True, why=str(error))]
     if waiting:

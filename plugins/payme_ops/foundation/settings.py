@@ -411,7 +411,7 @@ class SentrySettings(_Group):
     )
     token_file: Path | None = Field(
         default=None,
-        description="File with a token of alerts:write and project:write, for `sentry plan` and `apply` on a shell.",
+        description="File with a token of alerts:write, for `sentry plan` and `apply` on a shell.",
     )
 
 

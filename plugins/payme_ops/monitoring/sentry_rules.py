@@ -153,7 +153,11 @@ def _mail(team_id: str) -> dict[str, Any]:
 def make_plan(api: SentryApi, projects: Sequence[str], cron_project: str, team_id: str = "") -> Plan:
     """Compare. `cron_project` is whose cron monitors are looked at. Raises Unavailable, ServiceRefused."""
     rules = [rule for project in projects for rule in wanted(project, team_id)]
-    there: dict[Kind, list[dict[str, Any]]] = {kind: list(_listed(api, kind)) for kind in Kind}
+    # Detectors of other types are Sentry's own: one for each cron monitor, two for each project.
+    there = {
+        Kind.DETECTOR: list(_listed(api, Kind.DETECTOR, query="type:metric_issue")),
+        Kind.WORKFLOW: list(_listed(api, Kind.WORKFLOW)),
+    }
     names = {str(one.get("id")): str(one.get("name")) for one in there[Kind.DETECTOR]}
     streams = {project: _stream(api, project) for project in projects}
     names |= {number: _stream_name(project) for project, number in streams.items()}
@@ -333,8 +337,7 @@ def _write(api: SentryApi, step: Step, rule: Rule, ids: Mapping[str, str], strea
         path, method = _path(api, f"projects/{quote(rule.project)}/detectors/"), "POST"
     else:
         path, method = _path(api, "workflows/"), "POST"
-    scope = f"{_WRITE} and project:write" if rule.kind is Kind.DETECTOR and not step.id else _WRITE
-    number = sentry_api.ask(api, method, path, scope, body=body).body.get("id")
+    number = sentry_api.ask(api, method, path, _WRITE, body=body).body.get("id")
     if not isinstance(number, str) or not number.isdigit():
         raise ServiceRefused("Sentry's answer is not understood", expected="the rule with its id", found="no id")
     return number

@@ -1,11 +1,10 @@
 """Alerts on a real PostgreSQL and over HTTP: written first, sent once, one thread per key, and never in the way."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -14,8 +13,7 @@ from psycopg.rows import dict_row
 
 from payme_ops.foundation.alert import Alert, Outcome, Severity, Slack, raise_alert, send_pending
 from sandbox import postgres
-from tests.support.ops import ops_database
-from tests.support.standins import CHANNEL, StandIn, slack_stand_in
+from tests.support.standins import CHANNEL, StandIn
 from tests.support.waiting import eventually
 
 ALERT = Alert(
@@ -30,25 +28,6 @@ ALERT = Alert(
     runbook="http://127.0.0.1:8080/dags/backup_daily",
     link="http://127.0.0.1:8080/dags/backup_daily/runs/run-1",
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[postgres.Cluster]:
-    with postgres.temporary_cluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def ops(server: postgres.Cluster) -> Iterator[str]:
-    """Conninfo of a fresh ops database."""
-    with ops_database(server) as conninfo:
-        yield conninfo
-
-
-@pytest.fixture
-def slack(tmp_path: Path) -> Iterator[StandIn]:
-    with slack_stand_in(tmp_path) as running:
-        yield running
 
 
 @pytest.fixture

@@ -5,10 +5,8 @@ import socketserver
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -19,8 +17,7 @@ from payme_ops.foundation import alert
 from payme_ops.foundation.alert import Alert, Outcome, Severity, Slack, raise_alert, send_pending
 from payme_ops.foundation.errors import NotFound, SettingsError
 from sandbox import postgres
-from tests.support.ops import ops_database
-from tests.support.standins import CHANNEL, StandIn, slack_stand_in
+from tests.support.standins import CHANNEL, StandIn
 
 ALERT = Alert(
     key="health:production",
@@ -56,25 +53,6 @@ alert.raise_alert(ops, alert.Alert(
     since=datetime.now(UTC), next="look", owner="on call", runbook="", link="",
 ), alert.Slack(client, channel))
 """
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[postgres.Cluster]:
-    with postgres.temporary_cluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def ops(server: postgres.Cluster) -> Iterator[str]:
-    """Conninfo of a fresh ops database."""
-    with ops_database(server) as conninfo:
-        yield conninfo
-
-
-@pytest.fixture
-def slack(tmp_path: Path) -> Iterator[StandIn]:
-    with slack_stand_in(tmp_path) as running:
-        yield running
 
 
 def killed_at_the_post(ops: str, slack: StandIn, channel: str = CHANNEL, when: str = "after") -> None:

@@ -1,6 +1,5 @@
 """What a silence does to the messages in Slack, and that nothing of it is lost."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,9 +14,7 @@ from payme_ops.foundation.alert import Alert, Outcome, Severity, raise_alert
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import AlreadyExists, NotFound, SettingsError, Unavailable
 from payme_ops.monitoring import watchdog
-from sandbox import postgres
-from tests.support.ops import ops_database
-from tests.support.standins import StandIn, sentry_stand_in, slack_stand_in
+from tests.support.standins import StandIn, sentry_stand_in
 
 REASON = "new disks in staging"
 ALERT = Alert(
@@ -33,25 +30,6 @@ ALERT = Alert(
     link="",
 )
 OVER = replace(ALERT, occurrence="outage/7/over", severity=Severity.INFO, what="staging is back")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[postgres.Cluster]:
-    with postgres.temporary_cluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def ops(server: postgres.Cluster) -> Iterator[str]:
-    """Conninfo of a fresh ops database."""
-    with ops_database(server) as conninfo:
-        yield conninfo
-
-
-@pytest.fixture
-def slack(tmp_path: Path) -> Iterator[StandIn]:
-    with slack_stand_in(tmp_path) as running:
-        yield running
 
 
 def begin(ops: str, slack: StandIn | None, key: str = "health:*", minutes: int = 60) -> silences.Silence:

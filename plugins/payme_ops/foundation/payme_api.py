@@ -128,7 +128,7 @@ def metrics(url: str) -> Metrics:
     return read_metrics(http.expect(_SERVICE, "GET", f"{url}/metrics"))
 
 
-def read_metrics(said: Mapping[str, Any]) -> Metrics:
+def read_metrics(said: dict[str, Any]) -> Metrics:
     """The body of /metrics. Raises ServiceRefused."""
     found, errors = said.get("version"), said.get("database_errors")
     if not isinstance(found, str) or not found:

@@ -43,7 +43,7 @@ def apply() -> None:
     done = 0
     for step in sentry_rules.apply(api, made):
         done += 1
-        doors.report(f"{step.act}d: {step.kind} {step.id} {step.name}")
+        doors.report(f"{step.act}d: {step.kind[:-1]} {step.id}, {step.name}")
     doors.out.print(f"{done} done, {sum(one.act is Act.NONE for one in made.steps)} were right before")
     _words(made)
     if made.quiet:
@@ -89,12 +89,12 @@ def _data(steps: Sequence[Step]) -> list[dict[str, Any]]:
 
 
 def _table(made: Plan) -> Table:
-    table = Table(title="Alert rules in Sentry", title_justify="left")
+    table = Table(title="Alert rules in Sentry", title_justify="left", show_lines=True)
     for name in ("", "What", "Name", "Field: from -> to"):
         table.add_column(name, overflow="fold")
     for step in made.steps:
         cells = (
-            f"{step.kind} {step.id}".rstrip(),
+            f"{step.kind[:-1]} {step.id}".rstrip(),
             step.name,
             "\n".join(_change(step.act, *one) for one in step.changes),
         )

@@ -179,7 +179,7 @@ def ask(
 
 
 def _require(method: str, path: str, scope: str, answer: http.Answer) -> None:
-    found = f"status {answer.status} {str(answer.body.get('detail') or '')[:_CUT]}".rstrip()
+    found = f"status {answer.status} {str(answer.body.get('detail') or '')[:_CUT]}".rstrip(" .")
     if answer.status == 401:
         raise ServiceRefused(
             f"Sentry does not know the token ({method} {path})",

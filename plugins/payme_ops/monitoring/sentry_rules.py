@@ -264,15 +264,18 @@ def _part(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _group(group: Mapping[str, Any]) -> str:
-    conditions = sorted(
-        f"{one.get('type')} {_plain(one.get('comparison'))} -> {_plain(one.get('conditionResult'))}"
-        for one in group.get("conditions") or []
-        if isinstance(one, Mapping)
-    )
+    found = [one for one in group.get("conditions") or [] if isinstance(one, Mapping)]
+    conditions = sorted(map(_condition_words, found))
     # Of one condition any and all are the same; any-short is any that stops at the first.
     logic = str(group.get("logicType")).removesuffix("-short")
     logic = "" if len(conditions) == 1 and logic in ("any", "all") else logic
-    return f"{logic} ({'; '.join(conditions)})".strip() if conditions else "always"
+    return f"{logic} {'; '.join(conditions)}".strip() if conditions else "always"
+
+
+def _condition_words(one: Mapping[str, Any]) -> str:
+    comparison = "" if one.get("comparison") is True else f" {_plain(one.get('comparison'))}"
+    result = "" if one.get("conditionResult") is True else f" -> {_plain(one.get('conditionResult'))}"
+    return f"{one.get('type')}{comparison}{result}"
 
 
 def _action(action: Mapping[str, Any]) -> str:
@@ -287,8 +290,8 @@ def _plain(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, Mapping):
-        held = {name: _plain(one) for name, one in value.items() if (name, one) != ("include", True)}
-        return json.dumps(held, sort_keys=True, ensure_ascii=False)
+        held = sorted((name, _plain(one)) for name, one in value.items() if (name, one) != ("include", True))
+        return ", ".join(f"{name} {one}" for name, one in held)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -47,6 +47,7 @@ class HealthWatch(BaseEventTrigger):
             _log.error("nothing is looked at until the triggerer is started with other settings: %s", error)
             while True:
                 await asyncio.sleep(_PAUSE_SECONDS)
+        await asyncio.to_thread(_doors)  # imports what a round needs, or the first looks would time that
         async with probe.client() as asked:
             watch = Watch(asked, config, _doors)
             try:

@@ -22,7 +22,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from payme_ops.backup import restore, seal
 from payme_ops.foundation import secret, signing
-from payme_ops.foundation.errors import PaymeOpsError, SecretMissing, SettingsError, Unavailable
+from payme_ops.foundation.errors import KeyRejected, PaymeOpsError, SecretMissing, SettingsError, Unavailable
+from payme_ops.migration import envelope
+from payme_ops.migration.names import PHONE_NUMBER
 from payme_ops.orchestration import alerting, connections
 from tests.support import secrets
 from tests.support.secrets import Kept
@@ -33,6 +35,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 BUCKETS: Any = SimpleNamespace(
     bucket="payme-backups", region="af-south-1", copy_bucket="copies", copy_region="eu-west-1"
 )
+ARN = "arn:aws:secretsmanager:af-south-1:123456789012:secret"
 TOKEN, STALE = "xoxb-of-the-secret", "xoxb-stale-and-never-used"
 SLACK = {"conn_type": "slack", "password": TOKEN}
 
@@ -276,10 +279,35 @@ def test_a_key_by_its_arn_is_read_at_each_use_and_shown_nowhere(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_encryption_key_may_be_an_arn(kept: Kept) -> None:
+    for key in ("0f" * 8 + "5e17" * 12, "17" * 8 + "5e0f" * 12):
+        variables = {"ENCRYPTION_KEY": kept.put("payme/production/keys/encryption", key), "JWT_SECRET": "another"}
+        assert envelope.load_keys(variables, key_id="k1", names=PHONE_NUMBER).secret.hex() == key
+        with pytest.raises(KeyRejected, match="JWT_SECRET"):
+            envelope.load_keys({**variables, "JWT_SECRET": key}, key_id="k1", names=PHONE_NUMBER)
+
+
+@pytest.mark.parametrize("what", [*ANSWERS, "nothing"])
+def test_a_key_by_its_arn_that_cannot_be_read_is_said(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, body, kind, code = ANSWERS.get(what, (0, {}, Unavailable, "EndpointConnectionError"))
+    monkeypatch.setattr(secret, "_ATTEMPTS", 0)  # how often it tries again is not what is tested
+    with ExitStack() as stack:
+        url = "http://127.0.0.1:1"
+        if what in ANSWERS:
+            url = stack.enter_context(served(answering(body, status), tmp_path / "answers")).url
+        use(url, monkeypatch)
+        stack.callback(clear_secrets_backends_cache)
+        with pytest.raises(PaymeOpsError, match=code) as caught:
+            restore.load_identity(Path(f"{ARN}:payme/production/keys/drill-AbCdEf"))
+    assert type(caught.value) is kind
+    assert caught.value.remedy
+
+
 def test_an_arn_that_leads_nowhere_is_said(kept: Kept) -> None:
-    missing = "arn:aws:secretsmanager:af-south-1:123456789012:secret:payme/production/keys/nobody-AbCdEf"
     with pytest.raises(SecretMissing) as caught:
-        secret.find(Path(missing))
+        secret.find(Path(f"{ARN}:payme/production/keys/nobody-AbCdEf"))
     assert "payme/production/keys/nobody" in str(caught.value)
     assert "123456789012" not in str(caught.value)
     with pytest.raises(SettingsError, match="names no secret"):
@@ -311,3 +339,11 @@ def test_what_seals_opens_with_an_identity_by_its_arn(kept: Kept) -> None:
     arn = kept.put("payme/production/keys/drill", private)
     sealed = pyrage.encrypt(b"rows", [seal.parse_recipient("drill", public)])
     assert pyrage.decrypt(sealed, [restore.load_identity(Path(arn))]) == b"rows"
+
+
+def test_connections_are_asked_for_in_one_place() -> None:
+    """Everything else would take what Airflow takes when Secrets Manager is away."""
+    folder = PROJECT / "plugins" / "payme_ops"
+    code = {path.name: path.read_text() for path in [*folder.rglob("*.py"), *(PROJECT / "dags").glob("*.py")]}
+    asks = re.compile(r"Connection\.(?:async_)?get\(|get_connection\(|\w+Hook\(|Variable\.get")
+    assert [name for name, text in code.items() if asks.search(text)] == ["connections.py"]

@@ -14,6 +14,7 @@ from binascii import Error as NotBase64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from payme_ops.foundation.errors import IntegrityError, KeyRejected
+from payme_ops.foundation.secret import find as find_secret
 from payme_ops.migration.names import Names
 
 KEY_VARIABLE = "ENCRYPTION_KEY"
@@ -63,12 +65,14 @@ def derive(secret: bytes, *, key_id: str, names: Names) -> Keys:
 
 
 def load_keys(environment: Mapping[str, str], *, key_id: str, names: Names) -> Keys:
-    """The keys of ENCRYPTION_KEY, 64 lower-case hex digits.
+    """The keys of ENCRYPTION_KEY, 64 lower-case hex digits, or the ARN of the secret that holds them.
 
-    Raises KeyRejected for anything else (Node's hex decoder would cut it short in silence), for a key that is a
-    pattern, and for one that another secret of the same environment is, too.
+    Raises what `secret.find` raises, and KeyRejected for anything else (Node's hex decoder would cut it short in
+    silence), for a key that is a pattern, and for one that another secret of the same environment is, too.
     """
     given = environment.get(KEY_VARIABLE, "")
+    if given.startswith("arn:"):
+        given = (find_secret(Path(given)) or b"").decode(errors="replace").strip()
     if not _HEX_KEY.fullmatch(given):
         raise KeyRejected(
             f"{KEY_VARIABLE} cannot be used",

@@ -177,6 +177,8 @@ def _timeseries(found: list[Record], request: Request) -> Answer:
         raise Refused(400, {"detail": "dataset: errors is all that is here"})
     since, until = (moment(request.query.get(name, "")).timestamp() for name in ("start", "end"))
     interval = int(request.query.get("interval", "3600"))
+    if "event.type:error" in request.query.get("query", "").split():
+        found = [one for one in found if _values(one["payload"])]
     counts = Counter(int(_at(one).timestamp()) // interval * interval for one in found)
     values = [
         {"timestamp": at * 1000, "value": counts[at], "incomplete": False}
@@ -227,6 +229,7 @@ def _issue(
         "status": status,
         "substatus": substatus,
         "isUnhandled": unhandled,
+        "type": "error" if _values(group[-1]["payload"]) else "default",
         "issueCategory": "error",
         "issueType": "error",
         "permalink": f"https://payme.sentry.invalid/issues/{key}/",
@@ -248,8 +251,8 @@ def _fits(issue: Mapping[str, Any], query: str) -> bool:
             case "firstSeen":
                 if moment(issue["firstSeen"]) < moment(value.removeprefix(">=")):
                     return False
-            case "issue.category":
-                if issue["issueCategory"] != value:
+            case "event.type":
+                if issue["type"] != value:
                     return False
             case "!payme_ops.sentinel":
                 pass

@@ -215,6 +215,13 @@ def test_new_and_regressed_are_counted_over_all_pages(morning: Morning) -> None:
     assert found.heard is True
 
 
+def test_a_message_is_no_error(morning: Morning) -> None:
+    url = f"{morning.sentry.url}/api/2/store/?sentry_key=a-key"
+    assert call("POST", url, {"message": "started", "level": "info"})[0] == 200
+    found = of_sentry(morning)
+    assert (found.counts, found.top, found.new) == ((0, 0.0), [], [])
+
+
 def test_errors_that_sentry_drops_are_not_taken_for_none(morning: Morning) -> None:
     assert call("POST", f"{morning.sentry.url}/quota", {"full": True})[0] == 200
     assert of_sentry(morning).heard is False

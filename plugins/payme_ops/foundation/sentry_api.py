@@ -32,6 +32,8 @@ _SHORT_SECONDS, _WAITS = 5, 3
 _LINK = re.compile(r'<[^>]*>((?:;\s*\w+="[^"]*")+)')
 _LINK_FIELD = re.compile(r'(\w+)="([^"]*)"')
 NO_SENTINEL = "!payme_ops.sentinel:true"
+# Sentry takes a message of any level for an error, too, unless it is asked for what was raised.
+ERRORS = "event.type:error"
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def _series(api: SentryApi, since: datetime, until: datetime, seconds: int) -> d
         "project": api.project,
         "yAxis": "count()",
         "interval": str(seconds),
-        "query": NO_SENTINEL,
+        "query": f"{ERRORS} {NO_SENTINEL}",
         "start": _utc(since),
         "end": _utc(until),
     }

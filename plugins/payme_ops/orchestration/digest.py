@@ -100,7 +100,7 @@ def _of_project(api: SentryApi, now: datetime) -> Errors:
     since = f"{day:%Y-%m-%dT%H:%M:%S}"
 
     def kinds(query: str, most: int) -> Sequence[sentry_api.Issue] | NotKnown:
-        return _part(name, lambda: sentry_api.issues(api, f"issue.category:error {query}".strip(), day, now, most))
+        return _part(name, lambda: sentry_api.issues(api, f"{sentry_api.ERRORS} {query}".strip(), day, now, most))
 
     return Errors(
         project=api.project,

@@ -120,7 +120,7 @@ class Watch:
         # Slack may take its time; the next round does not wait for it.
         if written.keys and (self._sending is None or self._sending.done()):
             self._sending = asyncio.create_task(self._call(self._send, doors, written.new, written.keys))
-        return self._due(written.on, now)
+        return self._due(written.untaken, now)
 
     async def sent(self) -> None:
         """Wait until what was written has been sent, or has to wait for another round."""
@@ -282,7 +282,8 @@ class Watch:
                     on[one.subject] = after
                     told[one.subject] = known.told_of(one) | {each.occurrence for each in alerts}
             keys = [row["key"] for row in cursor.execute(load("health_watch/unsent_keys.sql"), {"prefix": KEY})]
-        return _Written(on, told, new, keys)
+            rows = cursor.execute(load("health_watch/untaken_outages.sql"), {"now": now}).fetchall()
+        return _Written(on, told, new, keys, {row["id"]: row["subject"] for row in rows})
 
     def _settle(self, doors: Doors, known: Known, one: Outage, now: datetime) -> tuple[Outage, list[Alert]]:
         """What becomes of an outage that is on, and what has to be told of it."""
@@ -347,23 +348,25 @@ class Watch:
                 on.pop(name, None)
         return replace(known, open=on, told=told)
 
-    def _due(self, on: Mapping[str, Outage], now: datetime) -> list[dict[str, Any]]:
-        """Outages that no run has taken, each told once and then again after a time: an event may be lost."""
-        waiting = {one.id: one for one in on.values() if not one.run}
-        self._asked_for = {number: at for number, at in self._asked_for.items() if number in waiting}
-        due = [number for number in waiting if now - self._asked_for.get(number, _NEVER) >= _ASK_AGAIN]
+    def _due(self, untaken: Mapping[int, str], now: datetime) -> list[dict[str, Any]]:
+        """Those that no run has taken, each told once and then again after a time: an event may be lost."""
+        self._asked_for = {number: at for number, at in self._asked_for.items() if number in untaken}
+        due = [number for number in untaken if now - self._asked_for.get(number, _NEVER) >= _ASK_AGAIN]
         self._asked_for |= dict.fromkeys(due, now)
-        return [{"outage": number, "subject": waiting[number].subject} for number in due]
+        return [{"outage": number, "subject": untaken[number]} for number in due]
 
 
 @dataclass(frozen=True)
 class _Written:
-    """What is on after a round, what was told of it, the alerts that are new, and the keys of unsent ones."""
+    """What is on after a round, what was told of it, the alerts that are new, the keys of unsent ones, and outages
+    (id: subject) without a run.
+    """
 
     on: Mapping[str, Outage]
     told: Mapping[str, frozenset[str]]
     new: Sequence[Alert]
     keys: Sequence[str]
+    untaken: Mapping[int, str]
 
 
 def _raise(ops: str | None, one: Alert, doors: Doors) -> Outcome:

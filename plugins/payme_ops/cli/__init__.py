@@ -15,6 +15,7 @@ import typer
 
 from payme_ops.backup import preflight
 from payme_ops.cli import (
+    airflow_secrets,
     alerts,
     backup,
     copies,
@@ -91,7 +92,7 @@ def doctor(*, as_json: AsJson = False) -> None:
     """Run every check of the desk and say what to do about what is red. Exit code 3 when something is."""
     desk, actor = doors.desk(), doors.run_name()
     found = preflight.examine(desk, actor=actor, for_run=False) + env.of_doctor(desk.settings.profile, actor)
-    found += monitoring.of_doctor(desk.settings, actor)
+    found += monitoring.of_doctor(desk.settings, actor) + airflow_secrets.of_doctor(actor)
     if as_json:
         typer.echo(json.dumps([evidence_json(item) for item in found], indent=1))
     else:

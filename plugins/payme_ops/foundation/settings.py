@@ -33,12 +33,12 @@ _HTTPS = (
 )
 _IN_CLEAR = re.compile(r"(?<![\w+])http://")
 # Options of Airflow that name a secret, not hold one.
-_NAMES_OF_SECRETS = (
+NAMES_OF_SECRETS = (
     *("DATABASE__SQL_ALCHEMY_CONN_SECRET", "CORE__FERNET_KEY_SECRET"),
     *("API_AUTH__JWT_SECRET_SECRET", "API__SECRET_KEY_SECRET"),
 )
 _SECRET_OPTIONS = (
-    *_NAMES_OF_SECRETS,
+    *NAMES_OF_SECRETS,
     *("SECRETS__BACKEND", "SECRETS__BACKEND_KWARGS", "SECRETS__USE_CACHE", "WORKERS__SECRETS_BACKEND"),
     *("SENTRY__SENTRY_DSN_SECRET", "LOGGING__LOGGING_LEVEL"),
 )
@@ -583,7 +583,7 @@ def _secret_refusals() -> list[str]:
     faults += [
         # Without a colon behind the name: what follows that would be taken for the secret, and scrubbed.
         f"AIRFLOW__{name} is not read without AIRFLOW__SECRETS__BACKEND, and Airflow takes its default. Set that, too"
-        for name in _NAMES_OF_SECRETS
+        for name in NAMES_OF_SECRETS
         if value[name] and not value["SECRETS__BACKEND"]
     ]
     if value["SENTRY__SENTRY_DSN_SECRET"]:

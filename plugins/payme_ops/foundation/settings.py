@@ -223,7 +223,8 @@ class SlackSettings(_Group):
         default="payme-ops", min_length=1, description="Slack channel for alerts: its id, or its name without #."
     )
     token_file: Path | None = Field(
-        default=None, description="File with Slack's bot token, for the watchdog; DAGs have the connection payme_slack."
+        default=None,
+        description="File or secret's ARN with Slack's bot token, for the watchdog; DAGs have payme_slack.",
     )
     api_url: str = Field(
         default="https://slack.com/api/",
@@ -261,7 +262,9 @@ class WatchdogSettings(_Group):
         description="Account that only reads Airflow's API, as of the connection payme_airflow_api: to see what is"
         " paused; empty: whoever is on call looks.",
     )
-    airflow_password_file: Path | None = Field(default=None, description="File with that account's password.")
+    airflow_password_file: Path | None = Field(
+        default=None, description="File or secret's ARN with that account's password."
+    )
     heartbeat_url: str = Field(
         default="",
         repr=False,
@@ -274,14 +277,17 @@ class WatchdogSettings(_Group):
         description="Base URL of the PayMe API, without a slash at its end: where the watchdog has orders taken again.",
     )
     api_token_file: Path | None = Field(
-        default=None, description="File with the token for that API's /admin; DAGs have the connection payme_api."
+        default=None,
+        description="File or secret's ARN with the token for that API's /admin; DAGs have the connection payme_api.",
     )
     staging_api_url: str = Field(
         default="",
         pattern=r"^$|^https?://\S+[^/\s]$",
         description="The same of staging, whose orders may be stopped, too.",
     )
-    staging_api_token_file: Path | None = Field(default=None, description="File with the token for staging's /admin.")
+    staging_api_token_file: Path | None = Field(
+        default=None, description="File or secret's ARN with the token for staging's /admin."
+    )
     sentry_dsn_file: Path | None = Field(
         default=None,
         description="File with the DSN of Airflow's project in Sentry, which hears what Slack does not take; empty: the"

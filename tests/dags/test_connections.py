@@ -22,7 +22,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from payme_ops.backup import restore, seal
 from payme_ops.foundation import secret, signing
-from payme_ops.foundation.errors import KeyRejected, PaymeOpsError, SecretMissing, SettingsError, Unavailable
+from payme_ops.foundation.errors import (
+    KeyRejected,
+    PaymeOpsError,
+    SecretForbidden,
+    SecretMissing,
+    SettingsError,
+    Unavailable,
+)
 from payme_ops.migration import envelope
 from payme_ops.migration.names import PHONE_NUMBER
 from payme_ops.orchestration import alerting, connections
@@ -147,7 +154,7 @@ ANSWERS = {
     "an error of its own": (500, {"__type": "InternalServiceError"}, Unavailable, "InternalServiceError"),
     "overloaded": (503, {}, Unavailable, "503"),
     "too many calls": (400, {"__type": "ThrottlingException"}, Unavailable, "ThrottlingException"),
-    "not for this role": (400, {"__type": "AccessDeniedException"}, SettingsError, "AccessDeniedException"),
+    "not for this role": (400, {"__type": "AccessDeniedException"}, SecretForbidden, "AccessDeniedException"),
     "a key that is disabled": (400, {"__type": "DecryptionFailure"}, SettingsError, "DecryptionFailure"),
     "to be deleted": (400, {"__type": "InvalidRequestException"}, SettingsError, "InvalidRequestException"),
 }
@@ -173,6 +180,9 @@ def test_no_answer_is_said_and_nothing_else_is_used(
             "payme_s3_prune": lambda: connections.stores("payme_s3_prune", BUCKETS),
             "payme_ops_db": connections.ops_db,
         }
+        if kind is SecretForbidden:  # no power of this machine's is as good as not there, and a person is asked
+            assert asked.pop("payme_api")() is None
+            assert "airflow/connections/payme_api" in caplog.text
         for name, ask in asked.items():
             with pytest.raises(PaymeOpsError) as caught:
                 ask()

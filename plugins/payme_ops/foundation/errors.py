@@ -3,6 +3,7 @@
 PaymeOpsError
 ├── SettingsError              a variable is missing or malformed; nothing was touched
 │   ├── KeyRejected            ENCRYPTION_KEY is none, or not one that may be used here
+│   ├── SecretForbidden        this machine's role may not read that secret
 │   └── SecretMissing          AWS Secrets Manager has no secret of that name
 ├── PreflightFailed            at least one check said fail
 ├── Unavailable                worth another try as it is
@@ -69,6 +70,10 @@ class SettingsError(PaymeOpsError):
 
 class KeyRejected(SettingsError):
     """An encryption key that is missing, malformed or used for something else."""
+
+
+class SecretForbidden(SettingsError):
+    """AWS Secrets Manager says that whoever asked may not read that secret."""
 
 
 class SecretMissing(SettingsError):

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from payme_ops.foundation.errors import SecretMissing, SettingsError, Unavailable
+from payme_ops.foundation.errors import SecretForbidden, SecretMissing, SettingsError, Unavailable
 
 _ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:([a-z0-9-]+):\d{12}:secret:\S+")
 _CONNECT_SECONDS, _READ_SECONDS, _ATTEMPTS = 5, 10, 3
+_KINDS = {"ResourceNotFoundException": SecretMissing, "AccessDeniedException": SecretForbidden}
 _AGAIN = {"ThrottlingException", "Throttling", "RequestLimitExceeded", "InternalServiceError", "InternalFailure"}
 
 
@@ -62,7 +63,7 @@ def _from_secrets_manager(arn: str) -> str:
 def fetch(client: Callable[[], Any], name: str, who: str) -> str:
     """The text of that secret of AWS Secrets Manager; `who` asks for it.
 
-    Raises SecretMissing, SettingsError when it may not be read, Unavailable when nobody can tell.
+    Raises SecretMissing, SecretForbidden, SettingsError for another no, Unavailable when nobody can tell.
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -76,8 +77,7 @@ def fetch(client: Callable[[], Any], name: str, who: str) -> str:
         code = str(response.get("Error", {}).get("Code", "no text in it"))
         if code in _AGAIN or int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500:
             raise _unavailable(shown, who, code) from None
-        kind = SecretMissing if code == "ResourceNotFoundException" else SettingsError
-        raise kind(
+        raise _KINDS.get(code, SettingsError)(
             f"the secret {shown} cannot be read",
             expected=f"a secret with text that {who} may read",
             found=code,

@@ -5,6 +5,7 @@ profiles (payme_ops.cli). In production they lie in AWS Secrets Manager (docs/se
 asks anew, so that a changed one counts at once.
 """
 
+import logging
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
@@ -15,7 +16,7 @@ from airflow.sdk.log import mask_secret
 from psycopg.conninfo import make_conninfo
 
 from payme_ops.foundation import secret
-from payme_ops.foundation.errors import SecretMissing, SettingsError
+from payme_ops.foundation.errors import SecretForbidden, SecretMissing, SettingsError
 from payme_ops.foundation.settings import Profile, is_loopback
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from payme_ops.foundation.status_page import StatusPage
     from payme_ops.release.code_host import GitHub
 
+_log = logging.getLogger("payme_ops.connections")
+
 # What libpq understands of an Airflow connection's extra field.
 _LIBPQ_EXTRAS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_attrs")
 
@@ -39,8 +42,8 @@ _LIBPQ_EXTRAS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_
 def require(conn_id: str) -> Connection:
     """That connection, as it is now: from AWS Secrets Manager and nowhere else where Airflow has that for its backend.
 
-    Raises AirflowNotFoundException when it is not there, Unavailable when nobody can tell, SettingsError when it may
-    not be read, cannot be understood or is not fit for production.
+    Raises AirflowNotFoundException when it is not there, Unavailable when nobody can tell, SecretForbidden when this
+    machine's role may not read it, SettingsError when it cannot be understood or is not fit for production.
     """
     kept = _secrets_manager_backend()
     found: Connection = Connection.get(conn_id) if kept is None else _kept_connection(kept, conn_id)
@@ -259,6 +262,9 @@ def _optional(conn_id: str) -> Connection | None:
     try:
         return require(conn_id)
     except AirflowNotFoundException:
+        return None
+    except SecretForbidden as error:  # not a power of this machine's, as if it were not there: a person is asked
+        _log.warning("%s", error)
         return None
 
 

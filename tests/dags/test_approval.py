@@ -41,7 +41,9 @@ def context(request: pytest.FixtureRequest) -> Any:
     run = SimpleNamespace(
         dag_id="backup_restore", run_id=f"manual__{request.node.name}", clear_number=0, triggering_user_name="oncall"
     )
-    ti = SimpleNamespace(id="x", dag_id=run.dag_id, run_id=run.run_id, task_id=GATE, map_index=-1)
+    ti = SimpleNamespace(
+        id="x", dag_id=run.dag_id, run_id=run.run_id, task_id=GATE, map_index=-1, try_number=1, task=SimpleNamespace()
+    )
     dag = SimpleNamespace(dag_id=run.dag_id)
     return {"dag": dag, "run_id": run.run_id, "dag_run": run, "ti": ti, "task_instance": ti}
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from slack_sdk import WebClient
 
-from payme_ops.foundation.alert import Slack
+from payme_ops.foundation.slack import Slack
 from payme_ops.monitoring import airflow_health
 from payme_ops.monitoring.watchdog import Silences
 from sandbox.http import call

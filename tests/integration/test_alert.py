@@ -11,7 +11,8 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from payme_ops.foundation.alert import Alert, Outcome, Severity, Slack, raise_alert, send_pending
+from payme_ops.foundation.alert import Alert, Outcome, Severity, raise_alert, send_pending
+from payme_ops.foundation.slack import Slack
 from sandbox import postgres
 from tests.support.standins import CHANNEL, StandIn
 from tests.support.waiting import eventually
@@ -238,7 +239,7 @@ def test_slack_not_configured_is_written(ops: str) -> None:
 def test_slack_that_no_longer_takes_our_blocks_gets_plain_words(
     ops: str, slack: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("payme_ops.foundation.alert.blocks", lambda *_: [{"type": "gone"}])
+    monkeypatch.setattr("payme_ops.foundation.alert_message.blocks", lambda *_: [{"type": "gone"}])
     assert raise_alert(ops, ALERT, slack.client()) is Outcome.SENT
     [message] = slack.messages
     assert "blocks" not in message

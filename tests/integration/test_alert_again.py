@@ -14,8 +14,9 @@ import pytest
 from slack_sdk import WebClient
 
 from payme_ops.foundation import alert
-from payme_ops.foundation.alert import Alert, Outcome, Severity, Slack, raise_alert, send_pending
+from payme_ops.foundation.alert import Alert, Outcome, Severity, raise_alert, send_pending
 from payme_ops.foundation.errors import NotFound, SettingsError
+from payme_ops.foundation.slack import Slack
 from sandbox import postgres
 from tests.support.standins import CHANNEL, StandIn
 
@@ -37,6 +38,7 @@ import os, signal, sys
 from datetime import UTC, datetime
 from slack_sdk import WebClient
 from payme_ops.foundation import alert
+from payme_ops.foundation.slack import Slack
 
 ops, url, channel, key, occurrence, when = sys.argv[1:]
 client = WebClient("xoxb-test", base_url=url + "/api/")
@@ -51,7 +53,7 @@ client.chat_postMessage = post_and_die
 alert.raise_alert(ops, alert.Alert(
     key=key, occurrence=occurrence, severity=alert.Severity.CRITICAL, what="production is down", why="no answer",
     since=datetime.now(UTC), next="look", owner="on call", runbook="", link="",
-), alert.Slack(client, channel))
+), Slack(client, channel))
 """
 
 
@@ -138,7 +140,7 @@ def test_the_first_message_of_all_cannot_be_looked_for_by_a_channel_name(ops: st
 
 
 def test_it_is_looked_for_on_every_page(ops: str, slack: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alert, "_PAGE", 2)
+    monkeypatch.setattr("payme_ops.foundation.slack._PAGE", 2)
     killed_at_the_post(ops, slack, channel="C0PAYMEOPS9")
     client = replace(slack.client(), channel="C0PAYMEOPS9")
     for number in range(5):
@@ -148,7 +150,7 @@ def test_it_is_looked_for_on_every_page(ops: str, slack: StandIn, monkeypatch: p
 
 
 def test_too_many_pages_are_not_looked_through(ops: str, slack: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alert, "_PAGE", 1)
+    monkeypatch.setattr("payme_ops.foundation.slack._PAGE", 1)
     killed_at_the_post(ops, slack, channel="C0PAYMEOPS9")
     client = replace(slack.client(), channel="C0PAYMEOPS9")
     for number in range(5):

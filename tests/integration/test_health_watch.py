@@ -14,8 +14,8 @@ import pytest
 from psycopg.rows import dict_row
 
 from payme_ops.foundation import lease, opsdb
-from payme_ops.foundation.alert import Slack
 from payme_ops.foundation.settings import MonitoringSettings
+from payme_ops.foundation.slack import Slack
 from payme_ops.monitoring import probe, rounds
 from payme_ops.monitoring.rounds import Doors, Watch
 from sandbox import postgres

@@ -12,7 +12,8 @@ import pytest
 import sentry_sdk
 from sentry_sdk.utils import event_from_exception
 
-from sandbox.sentry import issue_of, parse_envelope
+from sandbox.sentry import parse_envelope
+from sandbox.sentry_api import issue_of
 from tests.support.standins import StandIn, sentry_stand_in
 
 AUTH = {"X-Sentry-Auth": "Sentry sentry_version=7, sentry_key=abc, sentry_client=test/1"}

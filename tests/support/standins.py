@@ -10,9 +10,9 @@ from typing import Any
 
 from slack_sdk import WebClient
 
-from payme_ops.foundation.alert import Slack
 from payme_ops.foundation.mail import MailServer
 from payme_ops.foundation.payme_api import PaymeApi
+from payme_ops.foundation.slack import Slack
 from sandbox import code_host, mail, payme_api, sentry, slack, status_page
 from sandbox.http import call
 from sandbox.postgres import free_port

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from payme_ops.foundation.alert import Alert, Severity, blocks, notification
+from payme_ops.foundation.alert import Alert, Severity
+from payme_ops.foundation.alert_message import blocks, notification
 from sandbox.slack import block_faults
 
 ALERT = Alert(

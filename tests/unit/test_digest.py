@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from payme_ops.foundation import alert
 from payme_ops.foundation.alert import Alert, OpenAlert, Severity
+from payme_ops.foundation.alert_message import blocks as blocks_of
 from payme_ops.foundation.approvals import Pending
 from payme_ops.foundation.evidence import Evidence, Verdict
 from payme_ops.foundation.lease import Holder
@@ -81,7 +81,7 @@ DIGESTS = st.builds(
 
 
 def blocks(said: Message) -> list[dict[str, Any]]:
-    return alert.blocks(
+    return blocks_of(
         Alert(
             key="digest",
             occurrence="2026-11-28",

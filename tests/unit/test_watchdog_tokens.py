@@ -8,9 +8,9 @@ import pytest
 from slack_sdk import WebClient
 
 from payme_ops.cli import watchdog
-from payme_ops.foundation.alert import Slack
 from payme_ops.foundation.errors import SettingsError
 from payme_ops.foundation.payme_api import PaymeApi
+from payme_ops.foundation.slack import Slack
 
 
 def test_changed_tokens_count_and_unreadable_ones_leave_the_former(tmp_path: Path) -> None:

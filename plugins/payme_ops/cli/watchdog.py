@@ -9,12 +9,13 @@ from pathlib import Path
 from payme_ops.backup import freshness
 from payme_ops.cli import doors, monitoring
 from payme_ops.foundation import alert, lease, secret, settings
-from payme_ops.foundation.alert import Alert, Capture, Severity, Slack
+from payme_ops.foundation.alert import Alert, Capture, Severity
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import SettingsError
 from payme_ops.foundation.evidence import Evidence, Verdict, plain
 from payme_ops.foundation.payme_api import PaymeApi
 from payme_ops.foundation.settings import Profile, Settings
+from payme_ops.foundation.slack import Slack
 from payme_ops.monitoring import airflow_health, last_looks
 from payme_ops.monitoring import watchdog as watching
 from payme_ops.monitoring.watchdog import Round, Sign, Silences

@@ -9,27 +9,23 @@ Raising an alert never changes the outcome of what failed: no error of Slack or 
 
 import logging
 import re
-import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
-from urllib.error import URLError
-from urllib.parse import quote
+from typing import Any
 
 import psycopg
 from psycopg.rows import DictRow, dict_row
 
-from payme_ops.foundation.clock import show, utc_now
+from payme_ops.foundation.alert_message import message_of, of_alert
+from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import NotFound, PaymeOpsError, SettingsError, Unavailable
 from payme_ops.foundation.postgres import connect, speaking
 from payme_ops.foundation.scrub import scrub
+from payme_ops.foundation.slack import NotSent, Slack
 from payme_ops.foundation.sql import load
-
-if TYPE_CHECKING:
-    from slack_sdk import WebClient
 
 _log = logging.getLogger("payme_ops.alert")
 
@@ -37,14 +33,9 @@ _log = logging.getLogger("payme_ops.alert")
 _QUIET = timedelta(hours=1)
 # Slack may take 10 s for a message, and a few may wait before ours.
 _LOCK_TIMEOUT = "60s"
-# Slack's clock and the ops database's may differ by this.
-_SKEW = timedelta(minutes=5)
-# A page as Slack recommends it. More messages since the attempt than these are not looked through.
-_PAGE, _MAX_PAGES = 200, 5
 _CHANNEL_ID = re.compile(r"[CG][A-Z0-9]{8,}")
 _HUSHED = "Silenced: not shown in the channel."
 _MAY_BE_TWICE = "Slack could not be asked whether this was sent before: it may be here twice."
-_EVENT = "payme_ops_alert"
 
 # Keys of what lasts until its end is told; a failed run, say, may never be told to have done well again.
 LASTING = ("health:", "late:", "silent:", "state:")
@@ -63,10 +54,6 @@ NEVER_SILENT = (
     "silence:*",
 )
 
-# Characters. The first five are limits of Slack's Block Kit, or stay below them.
-_MAX_HEADER, _MAX_SECTION, _MAX_FIELD, _MAX_CONTEXT, _MAX_URL = 150, 2900, 1900, 2000, 1000
-_MAX_NOTIFICATION = 600
-
 
 class Severity(StrEnum):
     """critical: somebody must act now. warning: today. info: to know."""
@@ -74,13 +61,6 @@ class Severity(StrEnum):
     INFO = "info"
     WARNING = "warning"
     CRITICAL = "critical"
-
-
-_SIGN = {
-    Severity.CRITICAL: ":red_circle:",
-    Severity.WARNING: ":large_orange_circle:",
-    Severity.INFO: ":large_blue_circle:",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,18 +90,6 @@ class OpenAlert:
     since: datetime
     raised_at: datetime
     acknowledged_by: str
-
-
-@dataclass(frozen=True)
-class Slack:
-    """Where alerts go: a client with its token, and the name or id of a channel."""
-
-    client: "WebClient" = field(repr=False)
-    channel: str
-
-    def __post_init__(self) -> None:
-        # The SDK would send a message again whose answer was lost. Here it is looked for first.
-        self.client.retry_handlers = []
 
 
 class Outcome(StrEnum):
@@ -393,11 +361,11 @@ def _deliver_next(session: psycopg.Cursor[DictRow], key: str, slack: Slack) -> b
             # The ends of a silence are told to all; else only what comes after a quiet hour, or makes it grave (again).
             shown = key.startswith("silence:") or (thread is not None and _is_news(alert, thread))
             hush = _HUSHED if silence is not None else ""
-            message = _arguments(alert, note, hush, notice=row["notice"])
+            words = message_of(alert, note, hush, notice=row["notice"])
             place = {"thread_ts": thread_ts, "reply_broadcast": shown and not hushed} if thread_ts else {}
             try:
-                posted = _post(slack, {**message, **place})
-            except _NotSent as error:
+                posted = slack.post({**words, **place})
+            except NotSent as error:
                 _log.error("alert %s (%s) waits, Slack did not take it: %s", key, alert.occurrence, error)
                 values = {"id": row["id"], "error": str(error), "maybe": error.maybe}
                 session.execute(load("ops/alert_not_sent.sql"), values)
@@ -421,10 +389,11 @@ def _posted_before(session: psycopg.Cursor[DictRow], slack: Slack, row: DictRow)
         if not _CHANNEL_ID.fullmatch(channel):
             known = session.execute(load("ops/alert_channel.sql"), {"channel": channel}).fetchone()
             if known is None:
-                raise _NotSent("no message has gone to the channel yet, and its id is not known")
+                raise NotSent("no message has gone to the channel yet, and its id is not known")
             channel = known["channel_id"]
-        return _find(slack, channel, row), ""
-    except _NotSent as error:
+        since, thread = row["attempted_at"], row["attempted_in"]
+        return slack.find(channel, of_alert(row["key"], row["occurrence"]), since, thread), ""
+    except NotSent as error:
         _log.error("alert %s (%s) may have gone out; Slack cannot be asked: %s", row["key"], row["occurrence"], error)
         return None, _MAY_BE_TWICE
 
@@ -442,183 +411,16 @@ def _state(session: psycopg.Cursor[DictRow], alert: Alert) -> DictRow:
     return row
 
 
-_IDENTITY = ("key", "occurrence")
-
-
 def _identity(alert: Alert) -> dict[str, str]:
-    return {name: getattr(alert, name) for name in _IDENTITY}
+    return {"key": alert.key, "occurrence": alert.occurrence}
 
 
 def _send_unrecorded(alert: Alert, slack: Slack | None) -> Outcome:
     try:
         if slack is None:
-            raise _NotSent("its connection is not known")
-        _post(slack, _arguments(alert, "The ops database did not take this alert: it may come twice."))
-    except _NotSent as error:
+            raise NotSent("its connection is not known")
+        slack.post(message_of(alert, "The ops database did not take this alert: it may come twice."))
+    except NotSent as error:
         _log.error("alert %s is lost: Slack did not take it either: %s", alert.key, error)
         return Outcome.LOST
     return Outcome.UNRECORDED
-
-
-# -- Slack ------------------------------------------------------------------------------------------------------
-
-
-class _NotSent(Exception):
-    """Slack did not answer, or refused. `maybe`: it may have done what it was asked for all the same."""
-
-    def __init__(self, why: str, *, maybe: bool = False) -> None:
-        self.maybe = maybe
-        super().__init__(why)
-
-
-@contextmanager
-def _asking() -> Iterator[None]:
-    """Slack's errors as ours. Raises _NotSent."""
-    from slack_sdk.errors import SlackApiError, SlackClientError
-
-    try:
-        yield
-    except SlackApiError as error:
-        status = error.response.status_code
-        raise _NotSent(f"status {status}, {error.response.get('error')}", maybe=status >= 500) from None
-    except (SlackClientError, OSError) as error:
-        # What never reached Slack was not taken; of a connection that broke nobody knows.
-        unreached = isinstance(error, URLError) and isinstance(error.reason, ConnectionRefusedError | socket.gaierror)
-        raise _NotSent(scrub(f"{type(error).__name__}: {error}"), maybe=not unreached) from None
-
-
-def _arguments(alert: Alert, *notes: str, notice: bool = False) -> dict[str, Any]:
-    """The message of an alert, for chat.postMessage."""
-    return {
-        "text": notification(alert),
-        "blocks": _notice_blocks(alert) if notice else blocks(alert, *notes),
-        "metadata": _metadata(alert),
-        "unfurl_links": False,  # Slack would fetch the links
-        "unfurl_media": False,
-    }
-
-
-def _post(slack: Slack, arguments: Mapping[str, Any]) -> dict[str, str]:
-    """One message; answers its `ts`, the `thread_ts` it is in and the `channel_id`. Raises _NotSent."""
-    from slack_sdk.errors import SlackApiError
-
-    arguments = {"channel": slack.channel, **arguments}
-    with _asking():
-        try:
-            answer = slack.client.chat_postMessage(**arguments)
-        except SlackApiError as error:
-            # Slack's limits have changed: plain words are better than silence.
-            gone = {
-                "invalid_blocks": "blocks",
-                "invalid_blocks_format": "blocks",
-                "invalid_metadata_format": "metadata",
-            }
-            if (refused := gone.get(str(error.response.get("error")))) is None:
-                raise
-            plain = {name: value for name, value in arguments.items() if name != refused}
-            answer = slack.client.chat_postMessage(**plain)
-    # A reply whose first message was deleted goes to the channel, which only shows here. It begins the new thread.
-    message = answer.get("message") or {}
-    return _place({**message, "ts": answer["ts"]}, str(answer.get("channel") or ""))
-
-
-def _find(slack: Slack, channel_id: str, row: DictRow) -> dict[str, str] | None:
-    """The message of an alert in Slack, wherever it was attempted; None when it is not there. Raises _NotSent."""
-    page: dict[str, Any] = {"channel": channel_id, "include_all_metadata": True, "limit": _PAGE}
-    page["oldest"] = f"{(row['attempted_at'] - _SKEW).timestamp():.6f}"
-    in_thread = row["attempted_in"]
-    for _ in range(_MAX_PAGES):
-        with _asking():
-            if in_thread:
-                answer = slack.client.conversations_replies(ts=in_thread, **page)
-            else:
-                answer = slack.client.conversations_history(**page)
-        for message in answer.get("messages") or []:
-            metadata = message.get("metadata") or {}
-            told = metadata.get("event_payload") or {}
-            if metadata.get("event_type") == _EVENT and all(told.get(name) == row[name] for name in _IDENTITY):
-                return _place(message, channel_id)
-        page["cursor"] = (answer.get("response_metadata") or {}).get("next_cursor") or ""
-        if not page["cursor"]:
-            return None
-    raise _NotSent(f"more than {_PAGE * _MAX_PAGES} messages have come since")
-
-
-def _place(message: Mapping[str, Any], channel_id: str) -> dict[str, str]:
-    return {"ts": message["ts"], "thread_ts": message.get("thread_ts") or message["ts"], "channel_id": channel_id}
-
-
-def notification(alert: Alert) -> str:
-    """The text of the phone's notification, and of clients that show no blocks."""
-    first_line = alert.why.strip().partition("\n")[0]
-    return _fit(f"{alert.what}: {first_line}" if first_line else alert.what, _MAX_NOTIFICATION)
-
-
-def blocks(alert: Alert, *notes: str) -> list[dict[str, Any]]:
-    """The message in Slack's Block Kit. Every text is cut to Slack's limits and escaped where Slack formats it."""
-    header = f"{_SIGN[Severity(alert.severity)]} {alert.what.strip() or alert.key}"
-    # A backtick in the error could end the code block, and the rest would be formatted.
-    code = _fit(alert.why.strip().replace("`", "'") or "no reason was given", _MAX_SECTION)
-    facts = (("Since", show(alert.since)), ("Who to call", alert.owner))
-    links = [_link(alert.link, "Open the run"), _link(alert.runbook, "Runbook")]
-    context = [f"{alert.severity} · {alert.key} · {alert.occurrence}", *filter(None, notes)]
-    built: list[dict[str, Any]] = [
-        {"type": "header", "text": {"type": "plain_text", "text": _cut(header, _MAX_HEADER), "emoji": True}},
-        _section(f"```{code}```"),
-        {"type": "section", "fields": [_mrkdwn(f"*{name}*\n{_fit(text, _MAX_FIELD)}") for name, text in facts]},
-        _section(f"*What to do*\n{_fit(alert.next, _MAX_SECTION)}"),
-    ]
-    if any(links):
-        built.append(_section(" · ".join(link for link in links if link)))
-    return [*built, {"type": "context", "elements": [_mrkdwn(_fit(text, _MAX_CONTEXT)) for text in context]}]
-
-
-def _notice_blocks(alert: Alert) -> list[dict[str, Any]]:
-    """Who has seen an alert: one line, which must not look like an alert."""
-    why = f": {_fit(alert.why, _MAX_SECTION // 2)}" if alert.why else ""
-    return [
-        _section(f"*{_fit(alert.what, _MAX_SECTION // 2)}*{why}"),
-        {
-            "type": "context",
-            "elements": [_mrkdwn(_fit(f"Nobody is reminded of it any more · {alert.key}", _MAX_CONTEXT))],
-        },
-    ]
-
-
-def _metadata(alert: Alert) -> dict[str, Any]:
-    # By these a later sender can find out whether a message went out.
-    return {"event_type": _EVENT, "event_payload": {**_identity(alert), "severity": alert.severity}}
-
-
-def _section(text: str) -> dict[str, Any]:
-    return {"type": "section", "text": _mrkdwn(text)}
-
-
-def _mrkdwn(text: str) -> dict[str, Any]:
-    # verbatim: Slack makes no links, channels or mentions out of what only looks like them.
-    return {"type": "mrkdwn", "text": text, "verbatim": True}
-
-
-def _link(url: str, label: str) -> str:
-    """A link, or nothing when the URL is none that may be shown as one."""
-    url = quote(url, safe="%/:?#[]@!$&'()*+,;=")
-    if not url.startswith(("http://", "https://")) or len(url) > _MAX_URL:
-        return ""
-    return f"<{_escape(url)}|{label}>"
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _fit(text: str, limit: int) -> str:
-    """Escaped, and no longer than `limit` when escaped."""
-    escaped = _escape(text)
-    while len(escaped) > limit:
-        text = text[: len(text) - max(1, (len(escaped) - limit) // 5)]
-        escaped = f"{_escape(text)}…"
-    return escaped
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"

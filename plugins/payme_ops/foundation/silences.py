@@ -14,11 +14,12 @@ from datetime import datetime, timedelta
 from psycopg.rows import DictRow, class_row, dict_row
 
 from payme_ops.foundation import alert
-from payme_ops.foundation.alert import NEVER_SILENT, Alert, OpenAlert, Severity, Slack, covers
+from payme_ops.foundation.alert import NEVER_SILENT, Alert, OpenAlert, Severity, covers
 from payme_ops.foundation.clock import show, span, utc_now
 from payme_ops.foundation.errors import AlreadyExists, NotFound, SettingsError
 from payme_ops.foundation.postgres import connect, speaking
 from payme_ops.foundation.scrub import scrub
+from payme_ops.foundation.slack import Slack
 from payme_ops.foundation.sql import load
 
 LONGEST = timedelta(hours=4)

@@ -19,13 +19,14 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Json
 
 from payme_ops.foundation import alert
-from payme_ops.foundation.alert import Alert, Capture, Outcome, Severity, Slack
+from payme_ops.foundation.alert import Alert, Capture, Outcome, Severity
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import PaymeOpsError, Unavailable
 from payme_ops.foundation.health import State
 from payme_ops.foundation.postgres import connect, speaking
 from payme_ops.foundation.samples import Sample
 from payme_ops.foundation.settings import MonitoringSettings
+from payme_ops.foundation.slack import Slack
 from payme_ops.foundation.sql import load
 from payme_ops.monitoring import outages, probe, telling
 from payme_ops.monitoring.outages import Kind, Outage, Window

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from payme_ops.foundation import alert, approvals, http, silences
-from payme_ops.foundation.alert import Alert, Capture, Outcome, Severity, Slack
+from payme_ops.foundation.alert import Alert, Capture, Outcome, Severity
 from payme_ops.foundation.approvals import Reminder
 from payme_ops.foundation.clock import show, utc_now
 from payme_ops.foundation.errors import DatabaseError, DatabaseUnavailable, PaymeOpsError, Unavailable
+from payme_ops.foundation.slack import Slack
 
 _log = logging.getLogger("payme_ops.watchdog")
 

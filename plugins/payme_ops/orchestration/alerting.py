@@ -23,7 +23,8 @@ from payme_ops.foundation.clock import utc_now
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from payme_ops.foundation.alert import Alert, Outcome, Severity, Slack
+    from payme_ops.foundation.alert import Alert, Outcome, Severity
+    from payme_ops.foundation.slack import Slack
 
 _log = logging.getLogger("payme_ops.alert")
 
@@ -235,8 +236,8 @@ def _ops_database() -> str:
 
 
 def _slack() -> "Slack":
-    from payme_ops.foundation.alert import Slack
     from payme_ops.foundation.settings import SlackSettings
+    from payme_ops.foundation.slack import Slack
     from payme_ops.orchestration.connections import slack_client
 
     channel = _setting("PAYME_OPS__SLACK__CHANNEL", SlackSettings().channel)

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowRuntimeError
 
 from payme_ops.backup import catalogue as backups
 from payme_ops.backup.manifest import Manifest, ReadBack, Tier
@@ -18,7 +17,7 @@ from payme_ops.foundation.clock import show, utc_now
 from payme_ops.foundation.errors import GateClosed, LeaseLost, Unavailable
 from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, failed, passed, plain
 from payme_ops.foundation.lease import Term
-from payme_ops.orchestration import release
+from payme_ops.orchestration import internals, release
 from payme_ops.orchestration.connections import ops_db
 from payme_ops.orchestration.doors import catalogue, run_name
 from payme_ops.orchestration.release_backups import BACKUP_DAG
@@ -105,19 +104,8 @@ def look(backup_run: str, terms: list[list[Any]], until: str) -> float | None:
 
 
 def run_state(backup_run: str) -> str:
-    """ "success" or "failed" once that run of backup_daily is over, else "". Raises Unavailable.
-
-    Works in tasks and, from a thread, in triggers: the way of Airflow's own DagStateTrigger.
-    """
-    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-
-    try:
-        for state in ("failed", "success"):
-            if RuntimeTaskInstance.get_dr_count(dag_id=BACKUP_DAG, run_ids=[backup_run], states=[state]):
-                return state
-    except AirflowRuntimeError as error:
-        raise Unavailable("Airflow does not say how the run is", found=type(error).__name__) from None
-    return ""
+    """ "success" or "failed" once that run of backup_daily is over, else "". Raises Unavailable."""
+    return next((state for state in ("failed", "success") if internals.count_runs(BACKUP_DAG, backup_run, [state])), "")
 
 
 def _before(backup_run: str) -> str:

@@ -18,6 +18,7 @@ from psycopg.conninfo import make_conninfo
 from payme_ops.foundation import secret
 from payme_ops.foundation.errors import SecretForbidden, SecretMissing, SettingsError
 from payme_ops.foundation.settings import Profile, is_loopback
+from payme_ops.orchestration import internals
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient as SecretsManagerClient
@@ -45,26 +46,14 @@ def require(conn_id: str) -> Connection:
     Raises AirflowNotFoundException when it is not there, Unavailable when nobody can tell, SecretForbidden when this
     machine's role may not read it, SettingsError when it cannot be understood or is not fit for production.
     """
-    kept = _secrets_manager_backend()
+    kept = internals.secrets_manager()
     found: Connection = Connection.get(conn_id) if kept is None else _kept_connection(kept, conn_id)
     if os.environ.get("PAYME_OPS__PROFILE") == Profile.PRODUCTION:
         _refuse_sandbox(found)
     return found
 
 
-def _secrets_manager_backend() -> Any | None:
-    from airflow.sdk.execution_time.supervisor import ensure_secrets_backend_loaded
-
-    for backend in ensure_secrets_backend_loaded():
-        # By its name: who has none need not import it.
-        if type(backend).__name__ == "SecretsManagerBackend" and getattr(backend, "connections_prefix", None):
-            return backend
-    return None
-
-
 def _kept_connection(kept: Any, conn_id: str) -> Connection:
-    # Connection.get takes a no, a wrong answer and no answer all for "not there", and goes on to ask the environment
-    # and Airflow's database, where something old may be.
     path = kept.build_path(kept.connections_prefix, conn_id, kept.sep)
     for _ in range(2):  # it may have been away for a moment
         with suppress(Exception):

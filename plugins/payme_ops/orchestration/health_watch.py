@@ -17,7 +17,8 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 from payme_ops.foundation.errors import PaymeOpsError
 
 if TYPE_CHECKING:
-    from payme_ops.foundation.alert import Alert, Slack
+    from payme_ops.foundation.alert import Alert
+    from payme_ops.foundation.slack import Slack
     from payme_ops.monitoring.rounds import Doors, Watch
 
 DAG = "incident"
@@ -101,7 +102,7 @@ def _or_none(find: Callable[[], _Found]) -> _Found | None:
 
 def _slack() -> "Slack":
     from payme_ops.foundation import settings
-    from payme_ops.foundation.alert import Slack
+    from payme_ops.foundation.slack import Slack
     from payme_ops.orchestration.connections import slack_client
 
     return Slack(slack_client(_SLACK_SECONDS), settings.load().slack.channel)

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.sdk import Context, get_current_context
-from airflow.sdk.exceptions import AirflowRuntimeError, AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException
 
 from payme_ops.backup import verification
 from payme_ops.backup.verification import VARIABLE
@@ -30,7 +30,7 @@ from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, pas
 from payme_ops.foundation.lease import Term
 from payme_ops.foundation.record import Record
 from payme_ops.foundation.settings import ReleaseSettings
-from payme_ops.orchestration import alerting, looks, release_items, release_people
+from payme_ops.orchestration import alerting, internals, looks, release_items, release_people
 from payme_ops.orchestration.connections import ops_db
 from payme_ops.orchestration.doors import catalogue, run_name
 from payme_ops.orchestration.triggers import FIRST_SECONDS
@@ -637,12 +637,7 @@ def verdict() -> None:
 
 def has_begun(dag_id: str, release: Release) -> bool:
     """Whether Airflow has a run of that DAG for the release. Raises Unavailable."""
-    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-
-    try:
-        return RuntimeTaskInstance.get_dr_count(dag_id=dag_id, run_ids=[release.id]) > 0
-    except AirflowRuntimeError as error:
-        raise Unavailable("Airflow does not say which runs there are", found=type(error).__name__) from None
+    return internals.count_runs(dag_id, release.id) > 0
 
 
 def _is_scaled_back(release: Release) -> bool:

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from payme_ops.foundation.scrub import scrub_all
+from payme_ops.orchestration import internals
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -145,9 +146,7 @@ def _set_up() -> None:
 
     install()
     if not sentry_sdk.get_client().is_active():  # the DAG processor: Airflow sets Sentry up for tasks only
-        from airflow.sdk.execution_time.sentry.configured import ConfiguredSentry
-
-        ConfiguredSentry().prepare_to_enrich_errors("")
+        internals.set_sentry_up()
 
 
 def _is_on() -> bool:
@@ -163,7 +162,8 @@ def _is_dropped(event: "Event", hint: "Hint") -> bool:
         return False
     if event.get("logger") or mechanisms - {_BY_CAPTURE_EXCEPTION, "chained", None}:
         return True  # captured by the SDK from a log line, a thread or the interpreter's end
-    task_instance = _failed_task(hint)
+    exc_info = hint.get("exc_info")
+    task_instance = internals.failed_task(exc_info[2]) if exc_info else None
     if task_instance is None:
         return False
     from payme_ops.orchestration.alerting import alert_failed_run
@@ -179,22 +179,6 @@ def _is_dropped(event: "Event", hint: "Hint") -> bool:
         str(errors[-1].get("type")) if errors else "",
     ]
     return False
-
-
-def _failed_task(hint: "Hint") -> Any | None:
-    """The task instance whose error Airflow captured.
-
-    Its event names neither the run nor the task's callbacks, but the error's traceback begins in Airflow's task
-    runner, where the task instance is the local variable `ti`.
-    """
-    exc_info = hint.get("exc_info")
-    traceback = exc_info[2] if exc_info else None
-    while traceback is not None:
-        frame = traceback.tb_frame
-        if frame.f_globals.get("__name__", "").startswith("airflow.sdk.execution_time.") and "ti" in frame.f_locals:
-            return frame.f_locals["ti"]
-        traceback = traceback.tb_next
-    return None
 
 
 def _clean(event: "Event") -> "Event":

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -178,6 +179,22 @@ def test_every_way_to_be_unwell_is_one_outage_in_one_thread(
     assert "last seen well at 2026-03-01 15:01:00 EAT; p95 as last told: 120 ms" in shown
     assert "docs/runbooks/incident.md" in shown
     assert "3 of 3 right after them" in shown
+
+
+@pytest.mark.parametrize("p95", [10**400, 1e300, 1e-300])
+def test_an_answer_that_no_database_takes_is_told_and_keeps_no_other_from_it(
+    ops: str, slack: StandIn, app: Application, p95: float
+) -> None:
+    app.mode, app.p95 = "odd", p95
+    with applications.application() as other, closing(Desk(ops, slack, production=app.url, staging=other.url)) as desk:
+        other.mode = "sick"
+        desk.rounds(3)
+    assert {one["subject"] for one in outages(ops)} == {"production", "staging"}
+    assert len(samples(ops)) == 6
+    assert sorted(text.split(".")[0] for text in texts(slack)) == [
+        "production is down: status 503, ???&lt;!channel&gt;, database unknown",
+        "staging is down: status 503, unhealthy, database disconnected",
+    ]
 
 
 def test_a_refused_connection_and_what_was_never_well(ops: str, slack: StandIn) -> None:
@@ -485,6 +502,28 @@ def test_connections_that_nobody_can_look_up_any_more_are_those_of_before(
     desk.rounds(3)
     assert len(outages(ops)) == 1
     assert len(texts(slack)) == 1
+
+
+def test_connections_that_are_asked_for_and_never_answered_take_no_more_than_one_thread(
+    desk: Desk, ops: str, slack: StandIn, app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.rounds()
+    known, released = desk.doors, threading.Event()
+
+    def unanswered() -> Doors:
+        released.wait(30)
+        return known
+
+    monkeypatch.setattr(rounds, "DATABASE_SECONDS", 0.3)
+    monkeypatch.setattr(desk.watch, "_doors", unanswered)
+    app.mode = "sick"
+    try:
+        desk.rounds(5)  # it has four threads
+        assert len(outages(ops)) == 1
+        assert [text.split(":")[0] for text in texts(slack)] == ["production is down"]
+        assert len(samples(ops)) == 6
+    finally:
+        released.set()
 
 
 def test_incident_is_asked_for_again_until_it_has_taken_the_outage(desk: Desk, ops: str, app: Application) -> None:

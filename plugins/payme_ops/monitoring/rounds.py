@@ -93,6 +93,7 @@ class Watch:
         self._blind = False
         self._asked_for: dict[int, datetime] = {}
         self._sending: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[Doors] | None = None
         # Threads of its own: those of the event loop are shared with every trigger, and with looking up names.
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="health_watch")
 
@@ -134,10 +135,13 @@ class Watch:
 
     async def _now(self) -> Doors:
         """The doors, asked for each time: a secret may have changed. Where nobody can tell, those of before."""
+        if self._asking is None or self._asking.done():  # one at a time, or no answer would take all threads
+            self._asking = asyncio.create_task(self._call(self._doors))
         try:
-            found = await self._patiently(self._doors)
-        except PaymeOpsError as error:
-            _log.warning("connections cannot be looked up: %s", error)
+            async with asyncio.timeout(DATABASE_SECONDS):
+                found = await asyncio.shield(self._asking)
+        except (PaymeOpsError, TimeoutError) as error:
+            _log.warning("connections cannot be looked up: %s", str(error) or f"no answer in {DATABASE_SECONDS:g} s")
             found = self._last_doors
         before = self._last_doors
         self._last_doors = replace(found, ops=found.ops or before.ops, slack=found.slack or before.slack)

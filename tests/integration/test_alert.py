@@ -10,6 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+from slack_sdk.errors import SlackApiError
+from slack_sdk.web import SlackResponse
 
 from payme_ops.foundation.alert import Alert, Outcome, Severity, raise_alert, send_pending
 from payme_ops.foundation.slack import Slack
@@ -246,6 +248,33 @@ def test_slack_that_no_longer_takes_our_blocks_gets_plain_words(
     assert message["text"] == f"{ALERT.what}: {ALERT.why}"
 
 
+@pytest.mark.parametrize(
+    ("refusal", "gone"),
+    [
+        ("msg_blocks_too_long", {"blocks"}),
+        ("cannot_reply_to_message", {"thread_ts", "reply_broadcast"}),
+    ],
+)
+def test_what_slack_refuses_for_ever_of_a_message_is_left_out_and_the_rest_goes_on(
+    ops: str, slack: StandIn, refusal: str, gone: set[str]
+) -> None:
+    raise_alert(ops, occurrence(1), slack.client())
+    refuses = slack.client()
+    post: Callable[..., Any] = refuses.client.chat_postMessage
+
+    def refuse(**arguments: Any) -> Any:
+        if gone & set(arguments) and "run-2" in str(arguments):
+            raise SlackApiError("no", _refusal(refuses, refusal))  # type: ignore[no-untyped-call]
+        return post(**arguments)
+
+    refuses.client.chat_postMessage = refuse  # type: ignore[method-assign]
+    assert [raise_alert(ops, occurrence(number), refuses) for number in (2, 3)] == 2 * [Outcome.SENT]
+    first, second, third = slack.messages
+    assert not gone & set(second)
+    # A new thread where the old one takes no replies.
+    assert third["thread_ts"] == (second if "thread_ts" in gone else first)["ts"]
+
+
 def test_a_slow_slack_does_not_let_another_send_the_same(ops: str, slack: StandIn) -> None:
     """The second waits for the first one's lock, then finds nothing to do."""
     asked, go_on = threading.Event(), threading.Event()
@@ -288,6 +317,13 @@ def test_secrets_reach_neither_the_database_nor_slack(ops: str, slack: StandIn) 
     told = str(slack.messages) + str(rows(ops))
     for secret in (phone, key, "hunter2"):
         assert secret not in told
+
+
+def _refusal(slack: Slack, code: str) -> SlackResponse:
+    data = {"ok": False, "error": code}
+    return SlackResponse(
+        client=slack.client, http_verb="POST", api_url="", req_args={}, data=data, headers={}, status_code=200
+    )
 
 
 def _client(port: int, bearer: str = "xoxb-test") -> Any:

@@ -5,6 +5,8 @@ import socketserver
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -61,6 +63,26 @@ def killed_at_the_post(ops: str, slack: StandIn, channel: str = CHANNEL, when: s
     arguments = [ops, slack.url, channel, ALERT.key, ALERT.occurrence, when]
     ended = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=postgres.PROJECT / "plugins", check=False)
     assert ended.returncode == -signal.SIGKILL
+
+
+@contextmanager
+def answering(reply: bytes) -> Iterator[Slack]:
+    """Slack behind something that answers every call with these bytes and hangs up."""
+
+    class Answers(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(100_000)
+            self.request.sendall(reply)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/api/"
+        yield Slack(WebClient("xoxb-test", base_url=url, timeout=5), CHANNEL)
+        server.shutdown()
+
+
+def saying(body: str, status: str = "200 OK") -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
 def open_keys(ops: str) -> dict[str, str]:
@@ -165,6 +187,41 @@ def test_what_slack_refused_is_not_looked_for(ops: str, slack: StandIn, status: 
     assert raise_alert(ops, ALERT, slack.client()) is Outcome.WAITING
     with psycopg.connect(ops) as connection:
         assert connection.execute("SELECT attempted_at IS NOT NULL FROM ops.alerts").fetchone() == (maybe,)
+
+
+def test_an_answer_that_is_none_gets_out_nowhere_and_nobody_knows(ops: str) -> None:
+    replies = {
+        b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"ok": true': True,  # broke off
+        b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 99\r\n\r\n<html>": True,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n\xff": True,
+        b"nonsense\r\n\r\n": True,
+        saying("[1]"): True,
+        saying("<html>password=hunter2</html>"): True,
+        saying('{"ok": true, "ts": "17'): True,
+        saying('{"ok": false, "error": "internal_error"}'): True,
+        saying('{"ok": false, "error": "fatal_error"}'): True,
+        saying('{"ok": false, "error": "is_archived"}'): False,
+        saying('{"ok": false, "error": "ratelimited"}', "429 Too Many Requests"): False,
+    }
+    for reply in replies:
+        with answering(reply) as broken:
+            assert raise_alert(ops, replace(ALERT, key=str(reply)), broken) is Outcome.WAITING
+            assert raise_alert(None, ALERT, broken) is Outcome.LOST
+    with psycopg.connect(ops) as connection:
+        asked = "SELECT attempted_at IS NOT NULL, last_error FROM ops.alerts ORDER BY id"
+        found = connection.execute(asked).fetchall()
+    assert [row[0] for row in found] == list(replies.values())
+    assert "hunter2" not in str(found)
+
+
+def test_what_may_have_gone_out_stays_so_until_slack_was_asked(ops: str, slack: StandIn) -> None:
+    """Slack took it, its answer was lost, and then nobody answered at all."""
+    raise_alert(ops, replace(ALERT, key="another"), slack.client())
+    killed_at_the_post(ops, slack)
+    gone = Slack(WebClient("xoxb-test", base_url=f"http://127.0.0.1:{postgres.free_port()}/api/"), CHANNEL)
+    assert send_pending(ops, gone) == 0
+    assert send_pending(ops, slack.client()) == 1
+    assert len(slack.messages) == 2
 
 
 def test_a_message_whose_answer_was_lost_is_not_repeated_by_the_client(ops: str) -> None:

@@ -367,7 +367,8 @@ def _deliver_next(session: psycopg.Cursor[DictRow], key: str, slack: Slack) -> b
                 posted = slack.post({**words, **place})
             except NotSent as error:
                 _log.error("alert %s (%s) waits, Slack did not take it: %s", key, alert.occurrence, error)
-                values = {"id": row["id"], "error": str(error), "maybe": error.maybe}
+                # With a note an earlier attempt may have gone out, whatever became of this one.
+                values = {"id": row["id"], "error": str(error), "maybe": error.maybe or bool(note)}
                 session.execute(load("ops/alert_not_sent.sql"), values)
                 return False
         session.execute(load("ops/alert_sent.sql"), {**where, "id": row["id"], "hushed": hushed, **posted})

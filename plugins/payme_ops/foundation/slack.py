@@ -3,6 +3,7 @@
 api.slack.com/methods: chat.postMessage, conversations.history, conversations.replies; message metadata.
 """
 
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,22 @@ if TYPE_CHECKING:
 _SKEW = timedelta(minutes=5)
 # A page as Slack recommends it. More messages since the attempt than these are not looked through.
 _PAGE, _MAX_PAGES = 200, 5
+# What Slack refuses for ever of a message, and without what it takes it: plain words, or a new thread, are better than
+# silence. A thread takes no replies any more when its first message was deleted, or when it is locked.
+_THREAD = ("thread_ts", "reply_broadcast")
+_WITHOUT = {
+    "invalid_blocks": ("blocks",),
+    "invalid_blocks_format": ("blocks",),
+    "msg_blocks_too_long": ("blocks",),
+    "invalid_metadata_format": ("metadata",),
+    "invalid_metadata_schema": ("metadata",),
+    "metadata_too_large": ("metadata",),
+    "cannot_reply_to_message": _THREAD,
+    "restricted_action_thread_locked": _THREAD,
+}
+# With these Slack may have done it all the same, as its documentation says.
+_UNSURE = ("internal_error", "fatal_error")
+_CODE = re.compile(r"[a-z0-9_]+")
 
 
 class NotSent(Exception):
@@ -50,16 +67,10 @@ class Slack:
             try:
                 answer = self.client.chat_postMessage(**arguments)
             except SlackApiError as error:
-                # Slack's limits have changed: plain words are better than silence.
-                gone = {
-                    "invalid_blocks": "blocks",
-                    "invalid_blocks_format": "blocks",
-                    "invalid_metadata_format": "metadata",
-                }
-                if (refused := gone.get(str(error.response.get("error")))) is None:
+                if (refused := _WITHOUT.get(str(error.response.get("error")))) is None:
                     raise
-                plain = {name: value for name, value in arguments.items() if name != refused}
-                answer = self.client.chat_postMessage(**plain)
+                rest = {name: value for name, value in arguments.items() if name not in refused}
+                answer = self.client.chat_postMessage(**rest)
         # A reply whose first message was deleted goes to the channel, which only shows here. It begins the new thread.
         message = answer.get("message") or {}
         return _place({**message, "ts": answer["ts"]}, str(answer.get("channel") or ""))
@@ -88,14 +99,16 @@ class Slack:
 @contextmanager
 def _asking() -> Iterator[None]:
     """Slack's errors as ours. Raises NotSent."""
-    from slack_sdk.errors import SlackApiError, SlackClientError
+    from slack_sdk.errors import SlackApiError
 
     try:
         yield
     except SlackApiError as error:
-        status = error.response.status_code
-        raise NotSent(f"status {status}, {error.response.get('error')}", maybe=status >= 500) from None
-    except (SlackClientError, OSError) as error:
+        status, code = error.response.status_code, str(error.response.get("error"))
+        # What is no code of Slack's is no answer of Slack's: a proxy's page, or the beginning of an answer.
+        unsure = status == 200 and (code in _UNSURE or not _CODE.fullmatch(code))
+        raise NotSent(scrub(f"status {status}, {code}"), maybe=status >= 500 or unsure) from None
+    except Exception as error:  # an answer that breaks off is an error of http.client, one that is none of any kind
         # What never reached Slack was not taken; of a connection that broke nobody knows.
         unreached = isinstance(error, URLError) and isinstance(error.reason, ConnectionRefusedError | socket.gaierror)
         raise NotSent(scrub(f"{type(error).__name__}: {error}"), maybe=not unreached) from None

@@ -197,6 +197,26 @@ def test_an_answer_that_no_database_takes_is_told_and_keeps_no_other_from_it(
     ]
 
 
+def test_a_look_that_fails_in_itself_is_one_that_says_nothing(
+    ops: str, slack: StandIn, app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = probe._p95
+
+    async def broken(asked: Any, url: str) -> float | None:
+        if url == app.url:
+            raise RuntimeError("not foreseen")
+        return await whole(asked, url)
+
+    monkeypatch.setattr(probe, "_p95", broken)
+    with applications.application() as other, closing(Desk(ops, slack, production=app.url, staging=other.url)) as desk:
+        other.mode = "sick"
+        desk.rounds(3)
+    assert sorted(text.split(".")[0] for text in texts(slack)) == [
+        "production does not say how it is: what it answers cannot be read (RuntimeError)",
+        "staging is down: status 503, unhealthy, database disconnected",
+    ]
+
+
 def test_a_refused_connection_and_what_was_never_well(ops: str, slack: StandIn) -> None:
     desk = Desk(ops, slack, staging=f"http://127.0.0.1:{postgres.free_port()}")
     desk.rounds(3)

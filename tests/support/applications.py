@@ -17,10 +17,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 P95 = 120.0
 SLOW_SECONDS = 0.3
+_ILL = {
+    "sick": b'{"status": "unhealthy", "database": "disconnected"}',
+    "odd": rb'{"status": "\u0000\ud800\n<!channel>", "uptime": 1' + b"0" * 400 + b"}",
+}
 
 
 class Application(ThreadingHTTPServer):
-    """`mode` is well, sick, wrong, redirect, login, slow, hang, drip or large, and may be changed at any time."""
+    """`mode` is well, sick, wrong, odd, redirect, login, slow, hang, drip or large, and may be changed at any time."""
 
     daemon_threads = True
     request_queue_size = 200
@@ -56,8 +60,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.asked += 1
         well = json.dumps({"status": "healthy", "database": "connected", "version": "2.4.0"}).encode()
         match self.server.mode:
-            case "sick":
-                self._send(503, json.dumps({"status": "unhealthy", "database": "disconnected"}).encode())
+            case "sick" | "odd" as mode:
+                self._send(503, _ILL[mode])
             case "wrong":
                 self._send(200, b"<html>It works!</html>")
             case "redirect":

@@ -72,7 +72,7 @@ def read(answer: Answer, expected: Expected, now: datetime) -> tuple[State, str,
     if not said.healthy:
         return (
             State.UNHEALTHY,
-            f"status {answer.status}, {said.status[:20]}, database {said.database[:20]}",
+            f"status {answer.status}, {_word(said.status)}, database {_word(said.database)}",
             said.commit,
         )
     if expected.commit and not said.commit:
@@ -84,6 +84,11 @@ def read(answer: Answer, expected: Expected, now: datetime) -> tuple[State, str,
     if expected.uptime_below is not None and said.uptime is not None and said.uptime > expected.uptime_below:
         return State.UNHEALTHY, f"it runs for {said.uptime:.0f} s, longer than since the deploy", said.commit
     return State.HEALTHY, "healthy", said.commit
+
+
+def _word(text: str) -> str:
+    """What can be shown and stored: no database takes a NUL or half of a surrogate pair."""
+    return "".join(one if one.isprintable() else "?" for one in text[:20])
 
 
 def _stale(headers: Mapping[str, str], told: datetime | None, now: datetime) -> str:

@@ -289,8 +289,13 @@ def _commit(found: object) -> str:
 
 
 def _number(found: object) -> float | None:
-    good = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found) and found >= 0
-    return float(found) if good and isinstance(found, int | float) else None
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        return None
+    try:
+        number = float(found)
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
 
 
 def _instant(found: object) -> datetime | None:

@@ -23,6 +23,7 @@ from sandbox import postgres
 from tests.support import applications, releases, standins
 from tests.support.applications import Application
 from tests.support.standins import StandIn
+from tests.support.waiting import eventually
 
 INTERVAL = timedelta(seconds=30)
 PAGE = "http://airflow.test/dags/incident"
@@ -511,6 +512,36 @@ def test_an_ops_database_that_never_answers_is_away_too(
         desk.doors = Doors(f"host=127.0.0.1 port={silent.getsockname()[1]} dbname=x", desk.doors.slack, "the tests")
         desk.rounds(3)
     assert [text.split(":")[0] for text in texts(slack)] == ["production is down"]
+
+
+def test_an_ops_database_that_hangs_for_long_keeps_nobody_from_being_told(
+    desk: Desk, slack: StandIn, app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, answered = threading.Event(), list[bool]()
+    monkeypatch.setattr(rounds, "DATABASE_SECONDS", 0.1)
+    monkeypatch.setattr(desk.watch, "_store_and_read", lambda *_: answered.append(released.wait(10)))
+    try:
+        desk.rounds(5)  # it has four threads
+        app.mode = "sick"
+        desk.rounds(3)
+        assert [text.split(":")[0] for text in texts(slack)] == ["production is down"]
+        assert answered == [], "nobody is told before it is back"
+    finally:
+        released.set()
+
+
+def test_a_round_that_has_given_the_ops_database_up_leaves_no_statement_behind(
+    desk: Desk, ops: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "DATABASE_SECONDS", 0.3)
+    with psycopg.connect(ops) as other, psycopg.connect(ops, autocommit=True) as asked:
+        other.execute("LOCK TABLE ops.health_samples")
+        desk.rounds(2)
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'payme_ops:health_watch'"
+        eventually(lambda: asked.execute(waiting).fetchone() == (0,), "its end")
+    assert samples(ops) == []
+    desk.rounds()
+    assert len(samples(ops)) == 1
 
 
 def test_connections_that_nobody_can_look_up_any_more_are_those_of_before(

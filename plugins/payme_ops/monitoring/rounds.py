@@ -8,8 +8,9 @@ memory and tells Slack all the same; such looks are stored nowhere, and what is 
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -96,6 +97,8 @@ class Watch:
         self._asking: asyncio.Task[Doors] | None = None
         # Threads of its own: those of the event loop are shared with every trigger, and with looking up names.
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="health_watch")
+        # And one for telling without the ops database, which may hang and take all the others.
+        self._teller = ThreadPoolExecutor(1, thread_name_prefix="health_watch_tells")
 
     async def round(self, slot: datetime) -> list[dict[str, Any]]:
         """Everything once, for the slot that begins at `slot`.
@@ -111,7 +114,7 @@ class Watch:
         confirmed = await self._confirm(known)
         now = self._clock()
         if self._blind:
-            self._memory = await self._call(self._tell_unrecorded, doors, known, confirmed, now)
+            self._memory = await self._call(self._tell_unrecorded, doors, known, confirmed, now, by=self._teller)
             return []
         try:
             written = await self._patiently(self._write, doors, known, confirmed, now)
@@ -131,7 +134,8 @@ class Watch:
 
     def close(self) -> None:
         """Let go of its threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._teller):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def _now(self) -> Doors:
         """The doors, asked for each time: a secret may have changed. Where nobody can tell, those of before."""
@@ -151,11 +155,13 @@ class Watch:
         await asyncio.sleep(after_seconds)
         return await probe.look(self._asked, self._settings.endpoints[name], at)
 
-    async def _call(self, function: Callable[..., _Found], *arguments: Any) -> _Found:
+    async def _call(
+        self, function: Callable[..., _Found], *arguments: Any, by: ThreadPoolExecutor | None = None
+    ) -> _Found:
         """In a thread: database and Slack keep it waiting, never the event loop that all triggers share."""
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: context.run(function, *arguments)
+            by or self._threads, lambda: context.run(function, *arguments)
         )
 
     async def _patiently(self, function: Callable[..., _Found], *arguments: Any) -> _Found:
@@ -192,12 +198,7 @@ class Watch:
         reach = timedelta(seconds=outages.REACH * self._settings.interval_seconds)
         asked = {"subjects": list(looks), "since": slot - reach, "until": slot, "count": outages.OF}
         asked |= {"interval": str(self._settings.interval_seconds)}
-        with (
-            connect(ops, application="payme_ops:health_watch") as connection,
-            speaking("store looks"),
-            connection.transaction(),
-            connection.cursor(row_factory=dict_row) as cursor,
-        ):
+        with _transaction(ops, "store looks") as cursor:
             cursor.executemany(load("ops/insert_sample.sql"), rows)
             found = cursor.execute(load("health_watch/last_looks.sql"), asked).fetchall()
             on = cursor.execute(load("health_watch/open_outages.sql")).fetchall()
@@ -272,17 +273,12 @@ class Watch:
         on: dict[str, Outage] = {}
         told: dict[str, frozenset[str]] = {}
         new: list[Alert] = []
-        with (
-            connect(doors.ops or "", application="payme_ops:health_watch") as connection,
-            speaking("open and end outages"),
-            connection.transaction(),
-            connection.cursor(row_factory=dict_row) as cursor,
-        ):
+        with _transaction(doors.ops or "", "open and end outages") as cursor:
             opened = [_insert(cursor, one, known.windows.get(name), slow) for name, one in confirmed.items()]
             for one in [*(one for one in known.open.values() if one.id), *(one for one in opened if one)]:
                 after, alerts = self._settle(doors, known, one, now)
                 _update(cursor, one, after)
-                new += [each for each in alerts if alert.write(connection, each)]
+                new += [each for each in alerts if alert.write(cursor, each)]
                 if after.ended_at is None:
                     on[one.subject] = after
                     told[one.subject] = known.told_of(one) | {each.occurrence for each in alerts}
@@ -372,6 +368,19 @@ class _Written:
     new: Sequence[Alert]
     keys: Sequence[str]
     untaken: Mapping[int, str]
+
+
+@contextmanager
+def _transaction(ops: str, what: str) -> Iterator[psycopg.Cursor[dict[str, Any]]]:
+    """For the block. What the round has given up, the server gives up too: nothing is written behind its back."""
+    with (
+        connect(ops, application="payme_ops:health_watch") as connection,
+        speaking(what),
+        connection.transaction(),
+        connection.cursor(row_factory=dict_row) as cursor,
+    ):
+        cursor.execute("SELECT set_config('statement_timeout', %s, true)", [f"{1000 * DATABASE_SECONDS:.0f}ms"])
+        yield cursor
 
 
 def _raise(ops: str | None, one: Alert, doors: Doors) -> Outcome:

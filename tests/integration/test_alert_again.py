@@ -1,5 +1,6 @@
 """An alert that may have gone out is looked for in Slack before it is sent again; who has seen one is said once."""
 
+import os
 import signal
 import socketserver
 import subprocess
@@ -34,7 +35,7 @@ ALERT = Alert(
     runbook="",
     link="",
 )
-# Sends like anybody, and is killed right before or right after Slack has taken the message.
+# Sends like anybody, and is killed right before or right after Slack has taken the message, or stands still there.
 KILLED = """
 import os, signal, sys
 from datetime import UTC, datetime
@@ -49,9 +50,10 @@ post = client.chat_postMessage
 def post_and_die(**message):
     if when == "after":
         post(**message)
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGSTOP if when == "stopped" else signal.SIGKILL)
 
 client.chat_postMessage = post_and_die
+alert._IDLE_TIMEOUT = "1s"
 alert.raise_alert(ops, alert.Alert(
     key=key, occurrence=occurrence, severity=alert.Severity.CRITICAL, what="production is down", why="no answer",
     since=datetime.now(UTC), next="look", owner="on call", runbook="", link="",
@@ -134,6 +136,22 @@ def test_a_message_whose_answer_was_lost_is_found(ops: str, slack: StandIn) -> N
     breaks_off.client.chat_postMessage = post_and_break  # type: ignore[method-assign]
     assert raise_alert(ops, ALERT, breaks_off) is Outcome.WAITING
     assert raise_alert(ops, ALERT, slack.client()) is Outcome.SENT
+    assert len(slack.messages) == 2
+
+
+def test_a_sender_whose_host_is_cut_off_holds_its_key_no_longer(
+    ops: str, slack: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alert, "_LOCK_TIMEOUT", "10s")
+    raise_alert(ops, replace(ALERT, key="another"), slack.client())
+    arguments = [ops, slack.url, CHANNEL, ALERT.key, ALERT.occurrence, "stopped"]
+    sender = subprocess.Popen([sys.executable, "-c", KILLED, *arguments], cwd=postgres.PROJECT / "plugins")
+    try:
+        os.waitpid(sender.pid, os.WUNTRACED)  # it has its key, and its session stays
+        assert send_pending(ops, slack.client()) == 1
+    finally:
+        sender.kill()
+        sender.wait()
     assert len(slack.messages) == 2
 
 

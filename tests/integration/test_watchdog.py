@@ -15,9 +15,10 @@ from psycopg import sql
 from payme_ops.backup import freshness
 from payme_ops.cli import watchdog as command
 from payme_ops.foundation import alert, approvals, payme_api, settings
-from payme_ops.foundation.alert import Severity
+from payme_ops.foundation.alert import Alert, Severity
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import DatabaseUnavailable, SettingsError, Unavailable
+from payme_ops.foundation.sql import load
 from payme_ops.monitoring import airflow_health, watchdog
 from payme_ops.monitoring.watchdog import Round, Sign, Silences
 from payme_ops.release import orders
@@ -201,6 +202,68 @@ class TestAlertsThatWait:
         slack.fail(None)
         assert not watchdog.resend(ops, slack.client())[0].silent
         assert len(slack.messages) == 1
+
+    def test_one_that_somebody_else_is_sending_keeps_no_other(
+        self, ops: str, slack: StandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(alert, "_LOCK_TIMEOUT", "100ms")
+        for key in (ALERT.key, "another"):
+            alert.raise_alert(ops, replace(ALERT, key=key), None)
+        heard: list[str] = []
+        with psycopg.connect(ops, autocommit=True) as other:
+            other.execute(load("ops/hold_alert_key.sql"), {"key": ALERT.key})
+            with pytest.raises(Unavailable, match=r"1 alert\(s\) wait.*run_failed:backup_daily"):
+                watchdog.resend(ops, slack.client(), lambda told: heard.append(told.key))
+        assert [message["metadata"]["event_payload"]["key"] for message in slack.messages] == ["another"]
+        assert heard == []  # it is being sent
+
+    def test_a_slack_that_does_not_answer_is_asked_once_and_sentry_hears_of_all(self, ops: str, slack: StandIn) -> None:
+        """Ten seconds for each of many would make it hear of them too late."""
+        for number in range(3):
+            alert.raise_alert(ops, replace(ALERT, key=f"key {number}"), None)
+        alert.acknowledge(ops, "key 0", "wanjiru", "", None)  # is no alert, and nothing for Sentry
+        asked: list[str] = []
+        hangs = slack.client()
+
+        def hang(**message: Any) -> None:
+            asked.append(message["metadata"]["event_payload"]["key"])
+            raise TimeoutError
+
+        hangs.client.chat_postMessage = hang  # type: ignore[assignment]
+        heard: list[str] = []
+
+        def hears(told: Alert) -> str:
+            heard.append(told.key)
+            return "e" * 32
+
+        for number in range(3):
+            with pytest.raises(Unavailable, match=r"3 alert\(s\) wait"):
+                watchdog.resend(ops, hangs, hears)
+            assert asked == [f"key {one}" for one in range(number + 1)]  # each has its turn
+        assert heard == ["key 0", "key 1", "key 2"]
+        assert not watchdog.resend(ops, slack.client())[0].silent
+        assert len(slack.messages) == 4
+
+    def test_sentry_does_not_hear_of_what_slack_has_taken_meanwhile(self, ops: str, slack: StandIn) -> None:
+        for key in (ALERT.key, "another"):
+            alert.raise_alert(ops, replace(ALERT, key=key), None)
+        heard: list[str] = []
+
+        def hears(told: Alert) -> None:
+            heard.append(told.key)
+            alert.deliver(ops, "another", slack.client())
+
+        alert.capture_waiting(ops, hears)
+        assert heard == [ALERT.key]
+
+    def test_a_moment_that_slack_asks_for_is_waited_and_a_longer_one_is_not(self, ops: str, slack: StandIn) -> None:
+        for number in range(3):
+            alert.raise_alert(ops, replace(ALERT, key=f"key {number}"), None)
+        slack.fail(429, count=1, headers={"Retry-After": "600"})
+        assert alert.send_pending(ops, slack.client()) == 0
+        slack.fail(429, count=1)
+        assert alert.send_pending(ops, slack.client()) == 2
+        assert alert.send_pending(ops, slack.client()) == 1
 
     def test_an_ops_database_that_is_away_is_a_silence(self, nowhere: str, slack: StandIn) -> None:
         (found,) = watchdog.resend(nowhere, slack.client())

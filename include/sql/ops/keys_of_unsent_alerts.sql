@@ -1,1 +1,1 @@
-SELECT key FROM ops.alerts WHERE sent_at IS NULL GROUP BY key ORDER BY min(id)
+SELECT key FROM ops.alerts WHERE sent_at IS NULL GROUP BY key ORDER BY max(attempts), min(id)

@@ -9,6 +9,7 @@ Raising an alert never changes the outcome of what failed: no error of Slack or 
 
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -33,6 +34,11 @@ _log = logging.getLogger("payme_ops.alert")
 _QUIET = timedelta(hours=1)
 # Slack may take 10 s for a message, and a few may wait before ours.
 _LOCK_TIMEOUT = "60s"
+# More than passes between two statements: five pages of a look, or a message. Whose host was cut off while it sent
+# holds its key no longer; the server would not notice for hours.
+_IDLE_TIMEOUT = "120s"
+# Together, in one `send_pending`.
+_WAITS_SECONDS = 30
 _CHANNEL_ID = re.compile(r"[CG][A-Z0-9]{8,}")
 _HUSHED = "Silenced: not shown in the channel."
 _MAY_BE_TWICE = "Slack could not be asked whether this was sent before: it may be here twice."
@@ -161,24 +167,42 @@ def deliver(conninfo: str, key: str, slack: Slack) -> int:
 def send_pending(conninfo: str, slack: Slack) -> int:
     """Send what was not sent, the oldest of each key first. Answers how many messages Slack took.
 
+    Stops when Slack does not answer: each of the others would wait for it as long. A moment that it asks for is waited.
     Raises DatabaseUnavailable, DatabaseError.
     """
+    count = waited = 0
     with _session(conninfo) as session:
-        keys = [row["key"] for row in session.execute(load("ops/keys_of_unsent_alerts.sql"))]
-        return sum(_deliver(session, key, slack) for key in keys)
+        for key in _waiting(session):
+            try:
+                while _deliver_next(session, key, slack):
+                    count += 1
+            except psycopg.errors.LockNotAvailable:
+                _log.error("alert %s waits: somebody has been sending it for %s", key, _LOCK_TIMEOUT)
+            except NotSent as error:
+                waited += error.wait
+                if error.away or waited > _WAITS_SECONDS:
+                    break
+                time.sleep(error.wait)
+    return count
 
 
 def waiting(conninfo: str) -> list[str]:
     """Keys of alerts that Slack has not taken yet. Raises DatabaseUnavailable, DatabaseError."""
     with _session(conninfo) as session:
-        return [row["key"] for row in session.execute(load("ops/keys_of_unsent_alerts.sql"))]
+        return _waiting(session)
+
+
+def _waiting(session: psycopg.Cursor[DictRow]) -> list[str]:
+    """Those that were tried least come first: one that Slack answers with an error keeps no other back."""
+    return [row["key"] for row in session.execute(load("ops/keys_of_unsent_alerts.sql")).fetchall()]
 
 
 def capture_waiting(conninfo: str, capture: Capture) -> None:
     """Tell Sentry, once each, of what Slack has not taken. Raises DatabaseUnavailable, DatabaseError."""
     with _session(conninfo) as session:
         for row in session.execute(load("ops/uncaptured_alerts.sql")).fetchall():
-            _capture_once(session, Alert(**row), capture)
+            with suppress(psycopg.errors.LockNotAvailable):  # it is being sent
+                _capture_once(session, Alert(**row), capture, if_waiting=True)
 
 
 def message(conninfo: str, alert: Alert) -> str | None:
@@ -311,15 +335,19 @@ def _session(conninfo: str | None) -> Iterator[psycopg.Cursor[DictRow]]:
         speaking("record and send alerts"),
         connection.cursor(row_factory=dict_row) as session,
     ):
-        session.execute("SELECT set_config('lock_timeout', %s, false)", [_LOCK_TIMEOUT])
+        limits = [_LOCK_TIMEOUT, _IDLE_TIMEOUT]
+        session.execute(
+            "SELECT set_config('lock_timeout', %s, false), set_config('idle_session_timeout', %s, false)", limits
+        )
         yield session
 
 
 def _deliver(session: psycopg.Cursor[DictRow], key: str, slack: Slack) -> int:
     """Send the key's unsent alerts in order; stops at the first that Slack does not take. Answers how many it took."""
     count = 0
-    while _deliver_next(session, key, slack):
-        count += 1
+    with suppress(NotSent):
+        while _deliver_next(session, key, slack):
+            count += 1
     return count
 
 
@@ -340,8 +368,10 @@ def _is_news(alert: Alert, thread: DictRow) -> bool:
 
 
 def _deliver_next(session: psycopg.Cursor[DictRow], key: str, slack: Slack) -> bool:
-    """Send one. Each statement is a transaction of its own: an attempt is known of before Slack is called, and what
-    Slack took is marked before anything else can go wrong.
+    """Send one; False when there is none. Raises NotSent.
+
+    Each statement is a transaction of its own: an attempt is known of before Slack is called, and what Slack took is
+    marked before anything else can go wrong.
     """
     where = {"key": key, "channel": slack.channel}
     with _held(session, key):
@@ -370,7 +400,7 @@ def _deliver_next(session: psycopg.Cursor[DictRow], key: str, slack: Slack) -> b
                 # With a note an earlier attempt may have gone out, whatever became of this one.
                 values = {"id": row["id"], "error": str(error), "maybe": error.maybe or bool(note)}
                 session.execute(load("ops/alert_not_sent.sql"), values)
-                return False
+                raise
         session.execute(load("ops/alert_sent.sql"), {**where, "id": row["id"], "hushed": hushed, **posted})
         return True
 
@@ -399,9 +429,14 @@ def _posted_before(session: psycopg.Cursor[DictRow], slack: Slack, row: DictRow)
         return None, _MAY_BE_TWICE
 
 
-def _capture_once(session: psycopg.Cursor[DictRow], alert: Alert, capture: Capture) -> None:
+def _capture_once(
+    session: psycopg.Cursor[DictRow], alert: Alert, capture: Capture, *, if_waiting: bool = False
+) -> None:
     with _held(session, alert.key):
-        if _state(session, alert)["sentry_event_id"] is None and (event_id := capture(alert)):
+        state = _state(session, alert)
+        if if_waiting and state["sent"]:  # meanwhile
+            return
+        if state["sentry_event_id"] is None and (event_id := capture(alert)):
             session.execute(load("ops/alert_captured.sql"), {**_identity(alert), "event_id": event_id})
 
 

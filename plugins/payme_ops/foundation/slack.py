@@ -40,10 +40,13 @@ _CODE = re.compile(r"[a-z0-9_]+")
 
 
 class NotSent(Exception):
-    """Slack did not answer, or refused. `maybe`: it may have done what it was asked for all the same."""
+    """Slack did not answer, or refused. `maybe`: it may have done what it was asked for all the same.
 
-    def __init__(self, why: str, *, maybe: bool = False) -> None:
-        self.maybe = maybe
+    `away`: nothing else would fare better now. `wait`: seconds that it asks us to wait before anything else.
+    """
+
+    def __init__(self, why: str, *, maybe: bool = False, away: bool = False, wait: int = 0) -> None:
+        self.maybe, self.away, self.wait = maybe, away, wait
         super().__init__(why)
 
 
@@ -107,11 +110,14 @@ def _asking() -> Iterator[None]:
         status, code = error.response.status_code, str(error.response.get("error"))
         # What is no code of Slack's is no answer of Slack's: a proxy's page, or the beginning of an answer.
         unsure = status == 200 and (code in _UNSURE or not _CODE.fullmatch(code))
-        raise NotSent(scrub(f"status {status}, {code}"), maybe=status >= 500 or unsure) from None
+        asked = str(error.response.headers.get("Retry-After"))
+        wait = int(asked) if status == 429 and asked.isascii() and asked.isdigit() else int(status == 429)
+        said = scrub(f"status {status}, {code}")
+        raise NotSent(said, maybe=status >= 500 or unsure, away=status >= 500, wait=wait) from None
     except Exception as error:  # an answer that breaks off is an error of http.client, one that is none of any kind
         # What never reached Slack was not taken; of a connection that broke nobody knows.
         unreached = isinstance(error, URLError) and isinstance(error.reason, ConnectionRefusedError | socket.gaierror)
-        raise NotSent(scrub(f"{type(error).__name__}: {error}"), maybe=not unreached) from None
+        raise NotSent(scrub(f"{type(error).__name__}: {error}"), maybe=not unreached, away=True) from None
 
 
 def _has(message: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:

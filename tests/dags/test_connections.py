@@ -4,7 +4,9 @@ import json
 import logging
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +34,7 @@ from payme_ops.foundation.errors import (
 )
 from payme_ops.migration import envelope
 from payme_ops.migration.names import PHONE_NUMBER
-from payme_ops.orchestration import alerting, connections
+from payme_ops.orchestration import alerting, connections, health_watch
 from tests.support import secrets
 from tests.support.secrets import Kept
 from tests.support.site import Site
@@ -66,6 +68,7 @@ def use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     for name, value in secrets.environment(url).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(secret, "_ATTEMPTS", 1)  # how often it tries again is not what is tested
     clear_secrets_backends_cache()
 
 
@@ -194,6 +197,54 @@ def test_no_answer_is_said_and_nothing_else_is_used(
             assert STALE not in text + caplog.text
 
 
+def test_packets_that_get_lost_are_waited_for_seconds_not_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secret, "_READ_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor() as threads:
+        use(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
+        monkeypatch.setattr(secret, "_ATTEMPTS", 2)
+        answer = threads.submit(connections.ops_db)
+        try:
+            with pytest.raises(Unavailable, match="ReadTimeoutError"):
+                answer.result(timeout=20)
+        finally:
+            clear_secrets_backends_cache()
+
+
+def test_a_machine_that_knows_no_region_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    use("http://127.0.0.1:1", monkeypatch)
+    monkeypatch.setenv("AIRFLOW__WORKERS__SECRETS_BACKEND_KWARGS", json.dumps({"connections_prefix": "payme"}))
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    try:
+        with pytest.raises(Unavailable, match="NoRegionError"):
+            connections.ops_db()
+    finally:
+        clear_secrets_backends_cache()
+
+
+def test_at_level_debug_no_connection_is_logged(kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
+    kept.connection("payme_slack", SLACK)
+    with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, "botocore.parsers"):
+        assert connections.require("payme_slack").password == TOKEN
+    assert "GetSecretValue" in caplog.text
+    assert TOKEN not in caplog.text
+
+
+def test_a_round_of_the_health_watch_asks_for_two(kept: Kept, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in site.world.env.items():
+        if name.startswith("PAYME_OPS__"):
+            monkeypatch.setenv(name, value)
+    for name in ("payme_ops_db", "payme_slack"):
+        kept.connection(name, site.world.env[f"AIRFLOW_CONN_{name.upper()}"])
+    asked = calls(monkeypatch)
+    for _ in range(2):
+        doors = health_watch._doors()
+        assert doors.ops
+        assert doors.slack
+    assert [path.rpartition("/")[2] for path in asked] == ["payme_ops_db", "payme_slack"] * 2
+    page = (PROJECT / "docs" / "secrets.md").read_text()
+    assert f"{2 * 24 * 60 * 2:,} calls a day" in page
+
+
 @pytest.mark.parametrize(
     "content",
     ["{not json", '["a", "list"]', '{"conn_type": "slack", "extra": "{nonsense"}', "no connection at all"],
@@ -218,6 +269,7 @@ UNFIT: dict[str, tuple[dict[str, Any], str]] = {
     "a store in clear": ({"conn_type": "aws", "extra": {"endpoint_url": "http://store.test"}}, "http://"),
     "a sandbox's Slack": ({"conn_type": "slack", "extra": {"base_url": "http://127.0.0.1:1/api/"}}, "loopback"),
     "an API in clear": ({"conn_type": "http", "host": "http://api.test"}, "http://"),
+    "an address in clear": ({"conn_type": "http", "host": "http://[2001:db8::5]:3000"}, "http://"),
     "a sandbox's API": ({"conn_type": "http", "host": "https://localhost"}, "loopback"),
     "a DSN on loopback": (
         {"conn_type": "http", "host": "https://sentry.test", "extra": {"dsn": "https://k@[::1]/2"}},
@@ -302,7 +354,6 @@ def test_a_key_by_its_arn_that_cannot_be_read_is_said(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status, body, kind, code = ANSWERS.get(what, (0, {}, Unavailable, "EndpointConnectionError"))
-    monkeypatch.setattr(secret, "_ATTEMPTS", 0)  # how often it tries again is not what is tested
     with ExitStack() as stack:
         url = "http://127.0.0.1:1"
         if what in ANSWERS:

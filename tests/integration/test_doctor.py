@@ -149,6 +149,7 @@ def in_production(installation: Installation) -> None:
         | {"AIRFLOW__SENTRY__TRACES_SAMPLE_RATE": "0.1"}
         | {name: None for name, value in os.environ.items() if name.startswith("PAYME_OPS__") and is_loopback(value)}
         | {"AIRFLOW__WORKERS__SECRETS_BACKEND": f"{_SECRETS}.SecretsManagerBackend"}
+        | {"AIRFLOW__WORKERS__SECRETS_BACKEND_KWARGS": '{"connections_prefix": "payme/production/airflow/connections"}'}
     )
 
 

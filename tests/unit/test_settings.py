@@ -33,6 +33,7 @@ PRODUCTION = {
     "AIRFLOW__SENTRY__RELEASE": "payme-ops@0.1.0",
     "AIRFLOW__SENTRY__TRACES_SAMPLE_RATE": "0.1",
     "AIRFLOW__WORKERS__SECRETS_BACKEND": "airflow.providers.amazon.aws.secrets.secrets_manager.SecretsManagerBackend",
+    "AIRFLOW__WORKERS__SECRETS_BACKEND_KWARGS": '{"connections_prefix": "payme/production/airflow/connections"}',
 }
 
 
@@ -250,6 +251,10 @@ REFUSED: dict[str, list[tuple[str, str, str]]] = {
     "no secrets backend, or one that keeps or shows": [
         ("AIRFLOW__WORKERS__SECRETS_BACKEND", "", "AWS Secrets Manager"),
         ("AIRFLOW__WORKERS__SECRETS_BACKEND", "airflow.secrets.local_filesystem.LocalFilesystemBackend", "AWS"),
+        *(
+            ("AIRFLOW__WORKERS__SECRETS_BACKEND_KWARGS", value, "connections_prefix")
+            for value in ("", "[]", '\'{"connections_prefix": "kept/quotes"}\'', '{"connections_prefix": null}', "{}")
+        ),
         ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_SECRET", "sql_alchemy_conn", "takes its default"),
         ("AIRFLOW__CORE__FERNET_KEY_SECRET", "fernet_key", "takes its default"),
         ("AIRFLOW__API_AUTH__JWT_SECRET_SECRET", "jwt_secret", "takes its default"),

@@ -8,12 +8,15 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from payme_ops.foundation.errors import SecretForbidden, SecretMissing, SettingsError, Unavailable
 
+if TYPE_CHECKING:
+    from botocore.config import Config
+
 _ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:([a-z0-9-]+):\d{12}:secret:\S+")
-_CONNECT_SECONDS, _READ_SECONDS, _ATTEMPTS = 5, 10, 3
+_CONNECT_SECONDS, _READ_SECONDS, _ATTEMPTS = 5, 10, 2
 _KINDS = {"ResourceNotFoundException": SecretMissing, "AccessDeniedException": SecretForbidden}
 _AGAIN = {"ThrottlingException", "Throttling", "RequestLimitExceeded", "InternalServiceError", "InternalFailure"}
 
@@ -51,13 +54,28 @@ def _from_secrets_manager(arn: str) -> str:
 
     def client() -> Any:
         import boto3
-        from botocore.config import Config
 
-        retries: Any = {"mode": "standard", "max_attempts": _ATTEMPTS}
-        waits = Config(connect_timeout=_CONNECT_SECONDS, read_timeout=_READ_SECONDS, retries=retries)
-        return boto3.Session().client("secretsmanager", region_name=named[1], config=waits)
+        return boto3.Session().client("secretsmanager", region_name=named[1], config=limits())
 
     return fetch(client, arn, "this machine's role")
+
+
+def limits() -> "Config":
+    """How long Secrets Manager is waited for: some 20 s in all. boto3 waits for three minutes where packets get lost,
+    and an alert with it.
+    """
+    from botocore.config import Config
+
+    return Config(
+        connect_timeout=_CONNECT_SECONDS,
+        read_timeout=_READ_SECONDS,
+        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+    )
+
+
+def keep_out_of_logs() -> None:
+    """At level DEBUG botocore logs what was answered, and that is the secret."""
+    logging.getLogger("botocore.parsers").setLevel(logging.INFO)
 
 
 def fetch(client: Callable[[], Any], name: str, who: str) -> str:
@@ -67,8 +85,7 @@ def fetch(client: Callable[[], Any], name: str, who: str) -> str:
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
-    # At level DEBUG it logs what was answered, and that is the secret.
-    logging.getLogger("botocore.parsers").setLevel(logging.INFO)
+    keep_out_of_logs()
     shown = name.rpartition(":secret:")[2]
     try:
         return str(client().get_secret_value(SecretId=name)["SecretString"])

@@ -39,7 +39,8 @@ NAMES_OF_SECRETS = (
 )
 _SECRET_OPTIONS = (
     *NAMES_OF_SECRETS,
-    *("SECRETS__BACKEND", "SECRETS__BACKEND_KWARGS", "SECRETS__USE_CACHE", "WORKERS__SECRETS_BACKEND"),
+    *("SECRETS__BACKEND", "SECRETS__BACKEND_KWARGS", "SECRETS__USE_CACHE"),
+    *("WORKERS__SECRETS_BACKEND", "WORKERS__SECRETS_BACKEND_KWARGS"),
     *("SENTRY__SENTRY_DSN_SECRET", "LOGGING__LOGGING_LEVEL"),
 )
 _BACKEND = "airflow.providers.amazon.aws.secrets.secrets_manager.SecretsManagerBackend"
@@ -581,6 +582,12 @@ def _secret_refusals() -> list[str]:
         faults.append(
             f"AIRFLOW__WORKERS__SECRETS_BACKEND: connections come from AWS Secrets Manager. Set it to {_BACKEND}"
         )
+    elif not _prefix(value["WORKERS__SECRETS_BACKEND_KWARGS"]):
+        # Airflow would look elsewhere: below its own prefix, or not in Secrets Manager at all.
+        faults.append(
+            "AIRFLOW__WORKERS__SECRETS_BACKEND_KWARGS: no JSON object with a connections_prefix. Take the line of"
+            " docs/secrets.md; where a file's quotes are kept as they are, leave them out"
+        )
     if value["SECRETS__BACKEND"] and not _no_connections(value["SECRETS__BACKEND_KWARGS"]):
         faults.append(
             "AIRFLOW__SECRETS__BACKEND_KWARGS: the API server would hand any connection to any task."
@@ -604,12 +611,17 @@ def _secret_refusals() -> list[str]:
 
 
 def _no_connections(backend_kwargs: str) -> bool:
+    override = os.environ.get("AIRFLOW__SECRETS__BACKEND_KWARG__CONNECTIONS_PREFIX")
+    return override is None and _prefix(backend_kwargs) is None
+
+
+def _prefix(backend_kwargs: str) -> object:
+    """Where connections are: None for nowhere; "" where it is not said, and Airflow takes its own."""
     try:
         found = json.loads(backend_kwargs or "{}")
-    except ValueError:  # Airflow takes none then, and so its own prefix
-        return False
-    override = os.environ.get("AIRFLOW__SECRETS__BACKEND_KWARG__CONNECTIONS_PREFIX")
-    return isinstance(found, dict) and override is None and found.get("connections_prefix", "") is None
+    except ValueError:  # Airflow takes none of it then
+        return ""
+    return found.get("connections_prefix", "") if isinstance(found, dict) else ""
 
 
 def _sampling_refusals() -> list[str]:

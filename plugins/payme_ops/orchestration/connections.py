@@ -21,6 +21,7 @@ from payme_ops.foundation.settings import Profile, is_loopback
 from payme_ops.orchestration import internals
 
 if TYPE_CHECKING:
+    from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
     from botocore.client import BaseClient as SecretsManagerClient
     from botocore.config import Config
     from slack_sdk import WebClient
@@ -55,13 +56,15 @@ def require(conn_id: str) -> Connection:
 
 def _kept_connection(kept: Any, conn_id: str) -> Connection:
     path = kept.build_path(kept.connections_prefix, conn_id, kept.sep)
+    secret.keep_out_of_logs()
     for _ in range(2):  # it may have been away for a moment
         with suppress(Exception):
+            _client(kept)
             if found := kept.get_connection(conn_id):
                 mask_secret(found.password)
                 return cast("Connection", found)
         try:
-            secret.fetch(lambda: kept.client, path, "this process")
+            secret.fetch(lambda: _client(kept), path, "this process")
         except SecretMissing:
             raise AirflowNotFoundException(f"AWS Secrets Manager has no {path}") from None
     raise SettingsError(
@@ -70,6 +73,16 @@ def _kept_connection(kept: Any, conn_id: str) -> Connection:
         found="a secret that Airflow cannot read",
         remedy=f"correct {path} (docs/secrets.md)",
     )
+
+
+def _client(kept: Any) -> Any:
+    """Its client, which is like the one that it would make at its first use, but with time limits."""
+    if "client" not in vars(kept):
+        from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
+
+        known = AwsConnectionWrapper.from_connection_metadata(conn_id="secrets_manager", extra=kept.kwargs)
+        kept.client = _aws(known, "secretsmanager", config=secret.limits())
+    return kept.client
 
 
 def _refuse_sandbox(connection: Connection) -> None:
@@ -95,8 +108,8 @@ def _refuse_sandbox(connection: Connection) -> None:
 
 
 def _in_clear(url: str) -> bool:
-    # A name without a dot is one of the network of these containers, as http://api-server:8080.
-    return url.startswith("http://") and "." in url
+    # A name without a dot is one of the network of these containers, as http://api-server:8080. IPv6 has brackets.
+    return url.startswith("http://") and ("." in url or "[" in url)
 
 
 def conninfo(conn_id: str) -> str:
@@ -137,7 +150,12 @@ def stores(conn_id: str, backup: "BackupSettings") -> "Stores":
     return Stores(bucket(backup.bucket, backup.region), bucket(backup.copy_bucket, backup.copy_region))
 
 
-def _aws(connection: Connection, service: str, region: str | None = None, config: "Config | None" = None) -> Any:
+def _aws(
+    connection: "Connection | AwsConnectionWrapper",
+    service: str,
+    region: str | None = None,
+    config: "Config | None" = None,
+) -> Any:
     """A client by that connection. Airflow's hooks take the machine's own identity where they find none: never here."""
     from airflow.providers.amazon.aws.hooks.base_aws import SessionFactory
     from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper

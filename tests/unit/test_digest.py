@@ -154,6 +154,13 @@ def test_what_sentry_did_not_say_is_no_zero(part: str) -> None:
     assert line.endswith("not known, 429, asked to wait 60 s")
 
 
+def test_where_not_all_kinds_were_asked_for_it_says_so() -> None:
+    found = [Issue(str(number), "KeyError", "", 1, NOW) for number in range(digest.MOST_KINDS)]
+    said = digest.render(quiet(errors=[Errors("api", (300, 300.0), found[:5], found, found[:1])]))
+    assert "> api: 300 or more kinds of error new" in said.why
+    assert "> api: 1 kind of error back after it was resolved" in said.why
+
+
 def test_a_quiet_day() -> None:
     said = digest.render(quiet())
     assert said.what == "Digest of Saturday 28 November: nothing to look at"

@@ -25,6 +25,8 @@ MAX_TEXT, _LINE, _LINE_ESCAPED = 2900, 76, 110
 _DETAIL = (5, 3, 1, 0)
 _DAYS = 7
 _TITLE = 44
+# Kinds of errors that are asked for, at most; who has as many may have more.
+MOST_KINDS = 300
 # Twice the mean of a week is worth a look, unless it is a handful.
 _MUCH, _HANDFUL = 2.0, 10
 # Whatever would break the line, or show it in another order than it was written.
@@ -231,8 +233,9 @@ def _kinds(what: str, found: "Sequence[Issue] | NotKnown", of: Errors, whom: str
         return _Part(f"  {what}: none")
     shown = {one.id for one in _known(of.top)} if not isinstance(of.counts, NotKnown) else set()
     lines = [f"{one.count:>5} x {_issue(one)}" for one in found if one.id not in shown]
-    look = f"{of.project}: {_count(len(found), 'kind of error', 'kinds of error')} {what}"
-    return _Part(f"  {what}: {len(found)}", lines, look, _Rank.ERRORS)
+    number = f"{len(found)}{' or more' if len(found) >= MOST_KINDS else ''}"
+    look = f"{of.project}: {number} {'kind' if len(found) == 1 else 'kinds'} of error {what}"
+    return _Part(f"  {what}: {number}", lines, look, _Rank.ERRORS)
 
 
 def _issue(one: Issue) -> str:

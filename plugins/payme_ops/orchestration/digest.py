@@ -27,8 +27,7 @@ from payme_ops.orchestration.doors import catalogue, desk, log_reason, run_name
 _log = logging.getLogger("payme_ops.digest")
 
 KEY, _DAG = "digest", "daily_digest"
-# Issues that are asked for: those shown, and enough of the new ones to say how many.
-_TOP, _KINDS = 5, 300
+_TOP = 5
 # Tries and seconds between them until a test event must have been heard.
 _HEARD_TRIES, _HEARD_SECONDS = 6, 5.0
 # A check that is always there: by it a run is known to have looked.
@@ -106,8 +105,8 @@ def _of_project(api: SentryApi, now: datetime) -> Errors:
         project=api.project,
         counts=_part(name, lambda: digest.counts(sentry_api.errors_by_hour(api, week, now), day)),
         top=kinds("", _TOP),
-        new=kinds(f"firstSeen:>={since}", _KINDS),
-        regressed=kinds("is:regressed", _KINDS),
+        new=kinds(f"firstSeen:>={since}", digest.MOST_KINDS),
+        regressed=kinds("is:regressed", digest.MOST_KINDS),
     )
 
 

@@ -146,7 +146,7 @@ def in_production(installation: Installation) -> None:
         {name: None for name in installation.site.world.env if name.startswith("AIRFLOW_CONN_")}
         | {"AIRFLOW__CORE__AUTH_MANAGER": "FabAuthManager", "AIRFLOW__SENTRY__SENTRY_DSN": "https://k@sentry.io/1"}
         | {"AIRFLOW__SENTRY__ENVIRONMENT": "production", "AIRFLOW__SENTRY__RELEASE": "payme-ops@0.1.0"}
-        | {"AIRFLOW__SENTRY__TRACES_SAMPLE_RATE": "0.1"}
+        | {"AIRFLOW__SENTRY__TRACES_SAMPLE_RATE": "0.1", "AIRFLOW__SENTRY__SENTRY_ON": "true"}
         | {name: None for name, value in os.environ.items() if name.startswith("PAYME_OPS__") and is_loopback(value)}
         | {"AIRFLOW__WORKERS__SECRETS_BACKEND": f"{_SECRETS}.SecretsManagerBackend"}
         | {"AIRFLOW__WORKERS__SECRETS_BACKEND_KWARGS": '{"connections_prefix": "payme/production/airflow/connections"}'}

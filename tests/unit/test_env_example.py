@@ -49,6 +49,12 @@ def test_airflow_section_has_what_production_insists_on_and_no_connection() -> N
     assert all(name.startswith("AIRFLOW__") for name in found)
 
 
+def test_first_run_has_each_variable_of_sentry() -> None:
+    written = (PROJECT / "docs" / "first-run.md").read_text()
+    wanted = [name for name in names(sections()["Airflow"]) if name.startswith("AIRFLOW__SENTRY__")]
+    assert wanted == re.findall(r"^(AIRFLOW__SENTRY__\w+)=", written, flags=re.MULTILINE)
+
+
 def test_airflow_section_shows_the_form_of_every_connection_that_the_code_asks_for() -> None:
     shown = re.findall(r"^# (payme_\w+): ", sections()["Airflow"], flags=re.MULTILINE)
     folder = PROJECT / "plugins" / "payme_ops" / "orchestration"

@@ -28,6 +28,7 @@ PRODUCTION = {
     **VALID,
     "PAYME_OPS__PROFILE": "production",
     "AIRFLOW__CORE__AUTH_MANAGER": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
+    "AIRFLOW__SENTRY__SENTRY_ON": "true",
     "AIRFLOW__SENTRY__SENTRY_DSN": "https://key@o1.ingest.sentry.io/1",
     "AIRFLOW__SENTRY__ENVIRONMENT": "production",
     "AIRFLOW__SENTRY__RELEASE": "payme-ops@0.1.0",
@@ -240,6 +241,8 @@ REFUSED: dict[str, list[tuple[str, str, str]]] = {
         ("AIRFLOW__CORE__AUTH_MANAGER", "", "SimpleAuthManager"),
     ],
     "no Sentry": [
+        ("AIRFLOW__SENTRY__SENTRY_ON", "", "sends nothing"),
+        ("AIRFLOW__SENTRY__SENTRY_ON", "False", "sends nothing"),
         ("AIRFLOW__SENTRY__SENTRY_DSN", "", "Sentry"),
         ("AIRFLOW__SENTRY__ENVIRONMENT", "", "which installation"),
         ("AIRFLOW__SENTRY__RELEASE", "", "which installation"),

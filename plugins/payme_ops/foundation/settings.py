@@ -569,6 +569,8 @@ def _refusals() -> list[str]:
     # Airflow's default when the variable is not set.
     if "SimpleAuthManager" in (os.environ.get("AIRFLOW__CORE__AUTH_MANAGER") or "SimpleAuthManager"):
         faults.append("AIRFLOW__CORE__AUTH_MANAGER: SimpleAuthManager keeps plain passwords. Name another auth manager")
+    if os.environ.get("AIRFLOW__SENTRY__SENTRY_ON", "").strip().lower() not in ("true", "t", "1"):
+        faults.append("AIRFLOW__SENTRY__SENTRY_ON: without it Airflow sends nothing, whatever the DSN. Set it to true")
     if not os.environ.get("AIRFLOW__SENTRY__SENTRY_DSN"):
         faults.append("AIRFLOW__SENTRY__SENTRY_DSN: missing. Failures must reach Sentry in production")
     return faults + _sampling_refusals()

@@ -427,6 +427,40 @@ def test_a_release_at_work_mutes_and_says_so_until_its_window_ends(
     assert threads(slack) == 1
 
 
+def test_who_is_well_again_at_the_window_s_end_wakes_nobody_and_who_is_unwell_again_does(
+    desk: Desk, ops: str, slack: StandIn, app: Application
+) -> None:
+    at_work(ops, desk, minutes=20)
+    app.mode = "sick"
+    desk.rounds(3)
+    desk.now += timedelta(minutes=20)
+    app.mode = "well"
+    desk.rounds(5)
+    assert [text.split(",")[0] for text in texts(slack)] == ["production is down"], "it is muted"
+    app.mode = "sick"
+    desk.rounds()
+    assert texts(slack)[1].startswith("production is down: status 503")
+
+
+def test_what_was_slow_before_a_release_and_is_down_after_it_is_told_in_full_at_its_window_s_end(
+    desk: Desk, ops: str, slack: StandIn, app: Application
+) -> None:
+    app.mode = "slow"
+    desk.rounds(3)
+    name = at_work(ops, desk, minutes=20)
+    app.mode = "sick"
+    desk.rounds(5)
+    desk.now += timedelta(minutes=20)
+    desk.rounds(3)
+    _, muted, full = slack.messages
+    assert muted["text"].startswith("production is down by now")
+    assert ":large_blue_circle:" in str(muted["blocks"][0])
+    assert f"Muted by the release {name}" in str(muted["blocks"])
+    assert full["text"].startswith("production is down by now")
+    assert ":red_circle:" in str(full["blocks"][0])
+    assert full["reply_broadcast"], "in a thread alone nobody would see it"
+
+
 def test_a_release_that_is_over_mutes_nothing(desk: Desk, ops: str, slack: StandIn, app: Application) -> None:
     at_work(ops, desk, minutes=60)
     app.mode = "sick"

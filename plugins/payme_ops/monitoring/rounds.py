@@ -299,17 +299,21 @@ class Watch:
         say = telling.Teller(doors.owner, doors.page, url)
         worse = outages.has_worsened(one, self._kinds(last))
         after = replace(one, kind=Kind.DOWN, why=f"{shown}.") if worse else one
+        well, down = not any(self._kinds(last[-1:])), f"{one.occurrence}/down"
         if window and one.occurrence not in told:
             return after, [] if f"{one.occurrence}/muted" in told else [say.muted(after, window)]
         if one.occurrence not in told:
+            if well and f"{one.occurrence}/muted" in told:
+                return after, []  # when it is unwell again
             return replace(after, muted_until=min(one.muted_until, now) if one.muted_until else None), [
                 say.begun(after)
             ]
         if worse:
             return after, [say.worsened(after, window)]
+        if not window and not well and f"{down}/muted" in told and down not in told:
+            return replace(after, muted_until=now), [say.worsened(after, None)]
         minutes = None if window or one.subject in known.seen else outages.reminder(one, now)
         if minutes and f"{one.occurrence}/still/{minutes}" not in told:
-            well = not any(self._kinds(last[-1:]))
             return after, [say.still(one, minutes, f"{shown}, not yet ten times in a row" if well else shown)]
         return after, []
 

@@ -45,11 +45,12 @@ class Teller:
         )
 
     def worsened(self, one: Outage, window: Window | None) -> Alert:
-        """What was slow or unclear has gone down."""
-        muted = f"\nMuted by the release {window.release} until {show(window.until)}." if window else ""
-        return self._say(
-            one, "/down", f"{one.subject} is down by now", f"{story(one)}{muted}", Severity.INFO if window else None
-        )
+        """What was slow or unclear has gone down; in a release's window muted, and in full after it."""
+        what = f"{one.subject} is down by now"
+        if window is None:
+            return self._say(one, "/down", what, story(one))
+        muted = f"{story(one)}\nMuted by the release {window.release} until {show(window.until)}."
+        return self._say(one, "/down/muted", what, muted, Severity.INFO)
 
     def still(self, one: Outage, minutes: int, now_seen: str) -> Alert:
         """Nobody has said that they have seen it."""

@@ -39,6 +39,7 @@ def begin(ops: str, slack: StandIn | None, key: str = "health:*", minutes: int =
 
 def time_is_over(ops: str) -> None:
     with psycopg.connect(ops) as connection:
+        connection.execute("UPDATE ops.alerts SET raised_at = raised_at - interval '2 hours'")
         connection.execute(
             "UPDATE ops.alert_silences SET began_at = began_at - interval '2 hours', until = now() - interval '1 s'"
         )
@@ -108,6 +109,17 @@ def test_its_end_says_what_happened_and_what_is_still_on(ops: str, slack: StandI
     watchdog.resend(ops, slack.client())
     assert slack.messages[-1] == end, "told once"
     assert {one.key for one in alert.open_alerts(ops)} == {"health:edge", "health:production"}
+
+
+def test_an_end_that_is_told_late_counts_what_came_until_then(ops: str, slack: StandIn) -> None:
+    begin(ops, slack)
+    raise_alert(ops, ALERT, slack.client())
+    time_is_over(ops)
+    raise_alert(ops, OVER, slack.client())
+    raise_alert(ops, replace(ALERT, key="health:production"), slack.client())
+    assert [shown(message) for message in slack.messages] == [True, False, True, True]
+    silences.tell_ended(ops, slack.client())
+    assert "1 alert came meanwhile; 1 still on." in slack.messages[-1]["blocks"][1]["text"]["text"]
 
 
 def test_ended_by_hand_with_nothing_to_say(ops: str, slack: StandIn) -> None:

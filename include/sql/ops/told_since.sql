@@ -1,4 +1,4 @@
--- What was raised since then, key by key: how often, and the first words that were not of its end.
+-- What was raised in that time, key by key: how often, and the first words that were not of its end.
 SELECT
     key,
     count(*) AS times,
@@ -7,6 +7,6 @@ SELECT
         (array_agg(what ORDER BY id))[1]
     ) AS what
 FROM ops.alerts
-WHERE raised_at >= %(since)s AND NOT notice
+WHERE raised_at >= %(since)s AND raised_at <= %(until)s AND NOT notice
 GROUP BY key
 ORDER BY min(id)

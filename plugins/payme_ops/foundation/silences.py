@@ -144,7 +144,8 @@ def _end(conninfo: str, statement: str, values: dict[str, str], by: str) -> list
     ):
         for row in rows.execute(load(statement), values).fetchall():
             one = Silence(row["key"], row["reason"], row["by"], row["until"], row["id"])
-            told = rows.execute(load("ops/told_since.sql"), {"since": row["began_at"]}).fetchall()
+            time = {"since": row["began_at"], "until": row["until"]}  # its end may be told long after it
+            told = rows.execute(load("ops/told_since.sql"), time).fetchall()
             standing = alert.open_in(connection)
             meanwhile = [found for found in told if covers(one.key, found["key"])]
             on = [found for found in standing if covers(one.key, found.key)]

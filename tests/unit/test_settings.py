@@ -235,6 +235,7 @@ REFUSED: dict[str, list[tuple[str, str, str]]] = {
         ("PAYME_OPS__SLACK__API_URL", "http://slack.com/api/", "https://"),
         ("PAYME_OPS__SENTRY__URL", "http://sentry.io", "https://"),
         ("PAYME_OPS__MONITORING__ENDPOINTS", "production=https://a.test,staging=http://b.test", "https://"),
+        ("AIRFLOW__SENTRY__SENTRY_DSN", "http://key@sentry.payme.test/1", "https://"),
     ],
     "`SimpleAuthManager`": [
         ("AIRFLOW__CORE__AUTH_MANAGER", SIMPLE, "SimpleAuthManager"),
@@ -354,6 +355,10 @@ def test_a_key_with_three_x_in_it_is_no_placeholder(environment: Environment) ->
     assert environment.load(
         PRODUCTION, PAYME_OPS__BACKUP__TRUSTED_KEYS=key, PAYME_OPS__BACKUP__RECIPIENT_RECOVERY=recipient
     )
+
+
+def test_an_address_of_a_person_is_no_placeholder(environment: Environment) -> None:
+    assert environment.load(PRODUCTION, PAYME_OPS__ALERT__OWNER="Jane Doe <jane@payme.test>")
 
 
 def test_every_variable_has_a_description() -> None:

@@ -20,8 +20,8 @@ from payme_ops.foundation.errors import SettingsError
 
 PREFIX = "PAYME_OPS__"
 MIN_WATCH_MINUTES, SAMPLE_SECONDS, PRODUCTION_TRACES = 120, 30, 0.1
-# xxx only as a word: three in a row also occur in keys.
-_PLACEHOLDER = re.compile(r"change.?me|your_|placeholder|example|<[^>]*>|(?<![\w+/])x{3,}(?![\w+/=])", re.IGNORECASE)
+# xxx only as a word: three in a row also occur in keys. <jane@payme.co.ke> is an address.
+_PLACEHOLDER = re.compile(r"change.?me|your_|placeholder|example|<[^>@]*>|(?<![\w+/])x{3,}(?![\w+/=])", re.IGNORECASE)
 _BASE_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[A-Za-z0-9._~%-]+)*", re.ASCII)
 _ENDPOINT = re.compile(r"[a-z][a-z0-9_-]{0,40}")
 _LOOPBACK = re.compile(r"\b(127\.\d+\.\d+\.\d+|0\.0\.0\.0|localhost)\b|(?<![\w:])::1(?![\w:])")
@@ -29,7 +29,7 @@ _LOOPBACK = re.compile(r"\b(127\.\d+\.\d+\.\d+|0\.0\.0\.0|localhost)\b|(?<![\w:]
 # them: in their own network they are asked for their health only, unless a login goes to Airflow's, too.
 _HTTPS = (
     *("SLACK__API_URL", "WATCHDOG__HEARTBEAT_URL", "WATCHDOG__API_URL", "WATCHDOG__STAGING_API_URL", "SENTRY__URL"),
-    "MONITORING__ENDPOINTS",
+    *("MONITORING__ENDPOINTS", "AIRFLOW__SENTRY__SENTRY_DSN"),
 )
 _IN_CLEAR = re.compile(r"(?<![\w+])http://")
 # Options of Airflow that name a secret, not hold one.

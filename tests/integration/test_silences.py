@@ -188,6 +188,10 @@ def test_what_slack_does_not_take_the_watchdog_tells_sentry_once_each(ops: str, 
         raise_alert(ops, ALERT, None)
         raise_alert(ops, replace(ALERT, key="silent:scheduler"), None)
         slack.fail(503)
+        sentry.fail(503)  # it is not told for what it does not take
+        with pytest.raises(Unavailable, match=r"2 alert\(s\) wait"):
+            watchdog.resend(ops, slack.client(), hears)
+        sentry.fail(None)
         for _ in range(2):
             with pytest.raises(Unavailable, match=r"2 alert\(s\) wait"):
                 watchdog.resend(ops, slack.client(), hears)

@@ -166,12 +166,22 @@ def sentry_hears(dsn_file: Path | None, environment: str) -> Capture | None:
     if dsn_file is None:
         return None
     import sentry_sdk
+    from sentry_sdk.transport import HttpTransport
+
+    dropped: list[str] = []
+
+    class Noting(HttpTransport):
+        def on_dropped_event(self, reason: str) -> None:
+            dropped.append(reason)
 
     dsn = _token(dsn_file, "PAYME_OPS__WATCHDOG__SENTRY_DSN_FILE")
     # An alert is scrubbed; what the SDK would add of this process is not.
-    client = sentry_sdk.Client(dsn, default_integrations=False, environment=environment, max_breadcrumbs=0)
+    client = sentry_sdk.Client(
+        dsn, default_integrations=False, environment=environment, max_breadcrumbs=0, transport=Noting
+    )
 
     def capture(told: Alert) -> str | None:
+        dropped.clear()
         event_id = client.capture_event(
             {
                 "message": f"Slack did not take: {told.what}: {told.why}",
@@ -181,7 +191,7 @@ def sentry_hears(dsn_file: Path | None, environment: str) -> Capture | None:
             }
         )
         client.flush(timeout=_SENTRY_SECONDS)
-        return event_id
+        return None if dropped else event_id  # the SDK gives what it could not send an id, too
 
     return capture
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import socket
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -107,6 +109,34 @@ def test_a_round_that_fails_and_settings_that_cannot_be_read_do_not_end_it(
     installation.set("MONITORING__ENDPOINTS", "no name")
     with pytest.raises(TimeoutError):
         asyncio.run(first(0.5))
+
+
+@pytest.mark.usefixtures("slack")
+def test_names_that_nobody_answers_for_hold_up_no_look_at_others(
+    ops: str, app: Application, installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = socket.getaddrinfo
+
+    def slow(host: Any, *arguments: Any, **named: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        if str(name).startswith("silent"):
+            time.sleep(1.5)
+            raise socket.gaierror("no answer")
+        return asked("127.0.0.1" if name == "well.test" else host, *arguments, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    silent = [f"a{number}=http://silent{number}.test" for number in range(8)]
+    well = app.url.replace("127.0.0.1", "well.test")
+    installation.set("MONITORING__ENDPOINTS", ",".join([*silent, f"production={well}"]))
+
+    async def some() -> None:
+        watching = HealthWatch().run()  # type: ignore[no-untyped-call]
+        await anext(watching)
+
+    asyncio.run(asyncio.wait_for(some(), 60))
+    with psycopg.connect(ops) as connection:
+        rows = connection.execute("SELECT state FROM ops.health_samples WHERE subject = 'production'")
+        assert ("healthy",) in rows.fetchall()
 
 
 # -- the run -----------------------------------------------------------------------------------------------------

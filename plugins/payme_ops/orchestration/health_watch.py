@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +27,9 @@ _log = logging.getLogger("payme_ops.health_watch")
 _SLACK_SECONDS = 10
 _Found = TypeVar("_Found")
 _PAUSE_SECONDS = 60.0  # when there is nothing that could be looked at
+# The event loop's own threads look up names, and there are six of them on two cores: three applications whose name
+# nobody answers for would hold up the looks at all others, which then would be told as down. Begun as they are needed.
+_LOOP_THREADS = 128
 
 
 class HealthWatch(BaseEventTrigger):
@@ -48,6 +52,7 @@ class HealthWatch(BaseEventTrigger):
             _log.error("nothing is looked at until the triggerer is started with other settings: %s", error)
             while True:
                 await asyncio.sleep(_PAUSE_SECONDS)
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_LOOP_THREADS))
         await asyncio.to_thread(_doors)  # imports what a round needs, or the first looks would time that
         async with probe.client() as asked:
             watch = Watch(asked, config, _doors)

@@ -93,7 +93,7 @@ def fetch(client: Callable[[], Any], name: str, who: str) -> str:
         response = getattr(error, "response", {})
         code = str(response.get("Error", {}).get("Code", "no text in it"))
         if code in _AGAIN or int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500:
-            raise _unavailable(shown, who, code) from None
+            raise unavailable(shown, who, code) from None
         raise _KINDS.get(code, SettingsError)(
             f"the secret {shown} cannot be read",
             expected=f"a secret with text that {who} may read",
@@ -102,10 +102,11 @@ def fetch(client: Callable[[], Any], name: str, who: str) -> str:
             " (docs/secrets.md)",
         ) from None
     except BotoCoreError as error:
-        raise _unavailable(shown, who, type(error).__name__) from None
+        raise unavailable(shown, who, type(error).__name__) from None
 
 
-def _unavailable(name: str, who: str, found: str) -> Unavailable:
+def unavailable(name: str, who: str, found: str) -> Unavailable:
+    """That nobody can tell; `found` is in place of an answer."""
     return Unavailable(
         f"AWS Secrets Manager could not be asked for {name}",
         expected=f"an answer to {who}, which needs a region and credentials",

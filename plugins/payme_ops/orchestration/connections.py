@@ -7,7 +7,6 @@ asks anew, so that a changed one counts at once.
 
 import logging
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import Connection
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from payme_ops.release.code_host import GitHub
 
 _log = logging.getLogger("payme_ops.connections")
+_WHO = "this process"
 
 # What libpq understands of an Airflow connection's extra field.
 _LIBPQ_EXTRAS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_attrs")
@@ -55,16 +55,22 @@ def require(conn_id: str) -> Connection:
 
 
 def _kept_connection(kept: Any, conn_id: str) -> Connection:
+    from botocore.exceptions import BotoCoreError
+
     path = kept.build_path(kept.connections_prefix, conn_id, kept.sep)
     secret.keep_out_of_logs()
     for _ in range(2):  # it may have been away for a moment
-        with suppress(Exception):
+        try:
             _client(kept)
             if found := kept.get_connection(conn_id):
                 mask_secret(found.password)
                 return cast("Connection", found)
+        except BotoCoreError as error:  # no answer: to ask once more what it was would take as long
+            raise secret.unavailable(path, _WHO, type(error).__name__) from None
+        except Exception:
+            _log.debug("%s cannot be read as a connection", path)
         try:
-            secret.fetch(lambda: _client(kept), path, "this process")
+            secret.fetch(lambda: _client(kept), path, _WHO)
         except SecretMissing:
             raise AirflowNotFoundException(f"AWS Secrets Manager has no {path}") from None
     raise SettingsError(

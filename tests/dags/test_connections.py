@@ -157,6 +157,7 @@ ANSWERS = {
     "an error of its own": (500, {"__type": "InternalServiceError"}, Unavailable, "InternalServiceError"),
     "overloaded": (503, {}, Unavailable, "503"),
     "too many calls": (400, {"__type": "ThrottlingException"}, Unavailable, "ThrottlingException"),
+    "a token that is over": (400, {"__type": "ExpiredTokenException"}, Unavailable, "ExpiredTokenException"),
     "not for this role": (400, {"__type": "AccessDeniedException"}, SecretForbidden, "AccessDeniedException"),
     "a key that is disabled": (400, {"__type": "DecryptionFailure"}, SettingsError, "DecryptionFailure"),
     "to be deleted": (400, {"__type": "InvalidRequestException"}, SettingsError, "InvalidRequestException"),

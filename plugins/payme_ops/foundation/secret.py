@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 _ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:([a-z0-9-]+):\d{12}:secret:\S+")
 _CONNECT_SECONDS, _READ_SECONDS, _ATTEMPTS = 5, 10, 2
 _KINDS = {"ResourceNotFoundException": SecretMissing, "AccessDeniedException": SecretForbidden}
-_AGAIN = {"ThrottlingException", "Throttling", "RequestLimitExceeded", "InternalServiceError", "InternalFailure"}
+_AGAIN = {
+    *("ThrottlingException", "Throttling", "RequestLimitExceeded", "InternalServiceError", "InternalFailure"),
+    *("ExpiredTokenException", "RequestExpired"),  # of a role, whose next token may be late
+}
 
 
 def find(place: Path | None) -> bytes | None:

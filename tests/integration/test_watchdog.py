@@ -534,14 +534,16 @@ class TestReminders:
         assert counts == [0, 1, 1, 1, 2, 2]
         question, first, second = slack.messages
         assert first["thread_ts"] == second["thread_ts"] == question["ts"]
-        assert first["text"].startswith("Still without an answer: Go or no-go? (go_no_go_first): Asked 15 minutes ago.")
+        assert first["text"].startswith(
+            "Still without an answer: Go or no-go? (go_no_go_first): Asked more than 15 minutes ago."
+        )
         assert "It counts as rejected from " in second["text"]
         assert self.LINK in str(first["blocks"])
 
     def test_a_watchdog_that_was_away_reminds_once_of_what_is_due_now(self, asked: str, slack: StandIn) -> None:
         self.age(asked, 45)
         assert len(self.remind(asked, slack)) == 1
-        assert "Asked 30 minutes ago" in self.remind(asked, slack)[0]["text"]
+        assert "Asked more than 30 minutes ago" in self.remind(asked, slack)[0]["text"]
 
     def test_two_watchdogs_remind_once(self, asked: str, slack: StandIn) -> None:
         self.age(asked, 20)

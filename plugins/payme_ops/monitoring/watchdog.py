@@ -173,7 +173,7 @@ def _reminder(one: Reminder, owner: str) -> Alert:
         occurrence=one.occurrence,
         severity=Severity.WARNING,
         what=f"Still without an answer: {one.subject or one.gate}",
-        why=f"Asked {one.minutes} minutes ago. It counts as rejected from {show(one.expires_at)}.",
+        why=f"Asked more than {one.minutes} minutes ago. It counts as rejected from {show(one.expires_at)}.",
         since=one.asked_at,
         next=f"Answer at {one.link}",
         owner=owner,

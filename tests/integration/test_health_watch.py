@@ -15,6 +15,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from payme_ops.foundation import lease, opsdb
+from payme_ops.foundation.errors import Unavailable
 from payme_ops.foundation.settings import MonitoringSettings
 from payme_ops.foundation.slack import Slack
 from payme_ops.monitoring import probe, rounds
@@ -520,6 +521,38 @@ def test_without_the_ops_database_it_goes_by_memory_and_invents_nothing(
     app.mode = "well"
     desk.rounds(10)
     assert "well again" in texts(slack)[-1]
+
+
+def test_an_outage_told_without_the_ops_database_is_not_forgotten_when_it_cannot_be_written_at_once(
+    desk: Desk, ops: str, slack: StandIn, app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = desk.doors
+    desk.doors = Doors("host=127.0.0.1 port=1 dbname=none", here.slack, here.owner)
+    app.mode = "sick"
+    desk.rounds(3)
+    desk.doors, app.mode = here, "well"
+
+    def refuses(*_: Any) -> None:
+        raise Unavailable("not yet")
+
+    with monkeypatch.context() as context:
+        context.setattr(desk.watch, "_write", refuses)
+        desk.rounds()
+    desk.rounds(9)
+    assert "production is well again" in texts(slack)[-1]
+    assert len(outages(ops)) == 1
+
+
+def test_a_window_that_ends_while_the_ops_database_is_away_mutes_nothing_after_it(
+    desk: Desk, ops: str, slack: StandIn, app: Application
+) -> None:
+    at_work(ops, desk, minutes=5)
+    desk.rounds()
+    desk.doors = Doors("host=127.0.0.1 port=1 dbname=none", desk.doors.slack, "the tests")
+    desk.now += timedelta(minutes=5)
+    app.mode = "sick"
+    desk.rounds(3)
+    assert [text.split(":")[0] for text in texts(slack)] == ["production is down"]
 
 
 def test_an_outage_that_is_over_while_the_ops_database_is_away_is_told_as_over(

@@ -181,13 +181,17 @@ class Watch:
                 _log.error("looks cannot be stored, the watch goes by its memory: %s", error)
             self._blind = True
             last = {name: [*self._memory.last.get(name, ()), look] for name, look in looks.items()}
-            found = replace(self._memory, last={name: self._counting(one, slot) for name, one in last.items()})
+            found = replace(
+                self._memory,
+                last={name: self._counting(one, slot) for name, one in last.items()},
+                windows={name: one for name, one in self._memory.windows.items() if one.until > self._clock()},
+            )
         else:
             if self._blind:
                 _log.warning("looks are stored again; those since they could not be are a gap")
-                unrecorded = {name: one for name, one in self._memory.open.items() if not one.id}
-                found = replace(found, open={**unrecorded, **found.open})
             self._blind = False
+            unrecorded = {name: one for name, one in self._memory.open.items() if not one.id}
+            found = replace(found, open={**unrecorded, **found.open})
         self._memory = found
         return found
 

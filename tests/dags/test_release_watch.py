@@ -275,13 +275,17 @@ def test_looks_that_say_nothing_are_no_good_news(desk: Desk, time: Time, fault: 
 
 
 @pytest.mark.blocks("watch")
-@pytest.mark.parametrize("how", ["away", "429", "drops what it takes", "not configured", "a new kind of error"])
+@pytest.mark.parametrize(
+    "how", ["away", "429", "drops what it takes", "not configured", "no URL", "a new kind of error"]
+)
 def test_without_a_sentry_that_hears_a_person_decides(desk: Desk, time: Time, how: str) -> None:
     trigger = begin(desk)
     if how == "drops what it takes":
         assert call("POST", f"{desk.sentry.url}/quota", {"full": True})[0] == 200
     elif how == "not configured":
         desk.without("sentry")
+    elif how == "no URL":  # a mistake in its secret
+        desk.connect("sentry", conn_type="http", host="sentry.test", password=SENTRY_TOKEN)
     elif how == "a new kind of error":
         event = {"exception": {"values": [{"type": "TypeError", "value": "x"}]}, "level": "error"}
         assert call("POST", f"{desk.sentry.url}/api/2/store/?sentry_key=k", event)[0] == 200

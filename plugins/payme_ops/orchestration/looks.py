@@ -192,11 +192,11 @@ def _sentry(stored: list[Sample], begun: datetime, now: datetime, interval: floa
     asked = [one for one in stored if "sentry" in one.facts]
     if asked and (now - asked[-1].at).total_seconds() < (_SENTRY_LOOKS - 0.5) * interval:
         return {}
-    api = connections.sentry_api()
-    if api is None:
-        return {"sentry": "not configured"}
     sent = [one for one in asked if one.facts.get("sent")]
     try:
+        api = connections.sentry_api()
+        if api is None:
+            return {"sentry": "not configured"}
         facts: dict[str, Any] = {"sentry": "asked"}
         if sent:
             facts["sentinel"] = sentry_api.heard(api, sent[-1].facts["sent"])

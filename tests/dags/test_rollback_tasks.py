@@ -89,6 +89,7 @@ def test_no_swap_without_an_approval_whatever_was_clicked(installation: Installa
     assert beside(installation, target)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("context")
 def test_after_a_rejection_the_application_runs_and_nothing_is_left(
     installation: Installation, target: str, api: PaymeApi
@@ -104,6 +105,7 @@ def test_after_a_rejection_the_application_runs_and_nothing_is_left(
         rollback.verdict("by_hand")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("context")
 def test_a_swap_that_failed_is_not_tried_under_an_application_that_runs_again(
     installation: Installation, target: str, api: PaymeApi

@@ -2,6 +2,8 @@
 
 from datetime import timedelta
 
+import pytest
+
 from payme_ops.backup import freshness, manifest
 from payme_ops.backup.manifest import Manifest, Tier, backup_prefix
 from payme_ops.backup.verification import Outcome
@@ -24,6 +26,7 @@ def verify(installation: Installation, done: Manifest, outcome: Outcome, millise
     write(installation, done, found(done, outcome, rto_milliseconds=milliseconds))
 
 
+@pytest.mark.long
 def test_from_no_backup_to_a_proven_one_with_a_copy(installation: Installation) -> None:
     ended = installation.cli("backup", "status")
     assert (ended.code, "daily_age" in ended.out, "none" in ended.out) == (3, True, True)
@@ -56,6 +59,7 @@ def test_a_restore_that_takes_too_long_is_missed(installation: Installation) -> 
     assert measure(installation)["rto_daily"].verdict is Verdict.PASS
 
 
+@pytest.mark.long
 def test_one_region_away(installation: Installation, proxy: Proxy) -> None:
     put_copy(installation, installation.back_up())
     proxy.answer("GET", installation.copies_name, 503, "SlowDown")

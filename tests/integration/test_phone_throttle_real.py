@@ -21,6 +21,8 @@ from tests.support.site import Site
 from tests.support.standby import start, streaming
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.long  # its servers take a while
+
 USERS = 2_000
 MORE_USERS = 18_000
 SLOT = "payme_standby"

@@ -273,6 +273,7 @@ def test_adding_a_file_adds_a_check_and_one_without_a_header_is_refused(
 # --- on a shell -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_from_a_refuted_backup_to_a_closed_one(installation: Installation) -> None:
     good = installation.back_up()
     ended = installation.cli("backup", "restore-test", "latest")

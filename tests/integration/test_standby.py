@@ -13,6 +13,8 @@ from tests.support.site import Site
 from tests.support.standby import streaming
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.long  # its servers take a while
+
 
 @pytest.fixture(scope="module")
 def standby(each_site: Site) -> Iterator[postgres.Cluster]:

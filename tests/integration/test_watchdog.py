@@ -463,6 +463,7 @@ class TestCommand:
         with pytest.raises(SettingsError, match="no such file"):
             command.watchdog()
 
+    @pytest.mark.long
     def test_it_lives_through_everything_being_away_and_ends_when_told(
         self, ready: Installation, tmp_path: Path, slack: StandIn
     ) -> None:

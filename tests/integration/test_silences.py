@@ -64,6 +64,15 @@ def test_it_is_told_and_what_it_covers_goes_into_its_thread_unseen(ops: str, sla
     assert hushed == [0, 1, 0]
 
 
+def test_what_comes_before_a_silence_was_told_is_not_shown_either(ops: str, slack: StandIn) -> None:
+    begin(ops, None)  # by a shell, which has no token of Slack's
+    raise_alert(ops, ALERT, slack.client())
+    first, covered = slack.messages
+    assert "Silenced until" in first["text"]
+    assert covered["thread_ts"] == first["ts"]
+    assert not shown(covered)
+
+
 def test_a_key_with_a_thread_stays_in_it_however_long_it_was_quiet(ops: str, slack: StandIn) -> None:
     raise_alert(ops, ALERT, slack.client())
     with psycopg.connect(ops) as connection:

@@ -383,6 +383,7 @@ def _deliver_next(session: psycopg.Cursor[DictRow], key: str, slack: Slack) -> b
         hushed = silence is not None or row["notice"]
         thread = session.execute(load("ops/alert_thread.sql"), where).fetchone()
         if thread is None and silence is not None:
+            _deliver(session, silence, slack)  # begun on a shell, it may not have been told yet
             thread = session.execute(load("ops/alert_thread.sql"), {**where, "key": silence}).fetchone()
         posted, note = _posted_before(session, slack, row)
         if posted is None:

@@ -292,18 +292,6 @@ def test_two_at_once_acknowledge_one_alert_once(ops: str, slack: StandIn) -> Non
     assert len(slack.messages) == 2
 
 
-def test_it_stops_the_reminders_of_that_occurrence_only(ops: str) -> None:
-    raise_alert(ops, ALERT, None)
-    raise_alert(ops, replace(ALERT, occurrence="outage/7/still/30"), None)
-    alert.acknowledge(ops, ALERT.key, "wanjiru", "", None)
-    with psycopg.connect(ops) as session:
-        seen = {
-            occurrence: alert.acknowledged(session, ALERT.key, occurrence)
-            for occurrence in ("outage/7", "outage/7/still/60", "outage/8", "outage/8/still/30")
-        }
-    assert seen == {"outage/7": True, "outage/7/still/60": True, "outage/8": False, "outage/8/still/30": False}
-
-
 def test_what_was_seen_is_open_until_it_is_over_and_open_anew_when_it_comes_again(ops: str) -> None:
     raise_alert(ops, ALERT, None)
     alert.acknowledge(ops, ALERT.key, "wanjiru", "", None)

@@ -271,15 +271,6 @@ def acknowledge(conninfo: str, key: str, by: str, why: str, slack: Slack | None)
     return told
 
 
-def acknowledged(session: psycopg.Connection[Any], key: str, occurrence: str) -> bool:
-    """Whether somebody has seen that occurrence, or the one that it is a reminder of. Raises psycopg.Error."""
-    found = session.cursor(row_factory=dict_row).execute(
-        load("ops/is_acknowledged.sql"), {"key": key, "occurrence": occurrence}
-    )
-    row = found.fetchone()
-    return row is not None and bool(row["seen"])
-
-
 def covers(silence: str, key: str) -> bool:
     """Whether a silence of that key, exact or with a * at its end, covers alerts of `key`."""
     return _matches(silence, key) and not any(_matches(never, key) for never in NEVER_SILENT)

@@ -401,6 +401,36 @@ def test_reminders_back_off_until_somebody_has_seen_it(desk: Desk, ops: str, sla
     assert len(texts(slack)) == 7
 
 
+def test_who_has_seen_that_it_is_slow_is_reminded_when_it_is_down(
+    desk: Desk, ops: str, slack: StandIn, app: Application
+) -> None:
+    def seen(episode: str) -> None:
+        with psycopg.connect(ops, autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO ops.alert_acknowledgements (key, episode, by, why) VALUES (%s, %s, 'oncall', 'on it')",
+                ["health:production", episode],
+            )
+
+    app.mode = "slow"
+    desk.rounds(3)
+    [found] = outages(ops)
+    seen(f"outage/{found['id']}")
+    desk.now += timedelta(hours=3)
+    app.mode = "sick"
+    desk.rounds(4)
+    desk.now += timedelta(minutes=16)
+    desk.rounds(2)
+    assert [text.split(":")[0] for text in texts(slack)] == [
+        "production is slow",
+        "production is down by now",
+        "production is down for more than 15 min",
+    ]
+    seen(f"outage/{found['id']}/down")
+    desk.now += timedelta(hours=5)
+    desk.rounds(2)
+    assert len(texts(slack)) == 3
+
+
 def at_work(ops: str, desk: Desk, minutes: int) -> str:
     """A release to production at work, whose window ends in so many minutes; its id."""
     made = releases.release(ops, window_from=desk.now - INTERVAL, window_to=desk.now + timedelta(minutes=minutes))

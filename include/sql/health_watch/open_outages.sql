@@ -1,4 +1,5 @@
--- What is on, with what has been told of it, and whether somebody said that they have seen it.
+-- What is on, with what has been told of it, and whether somebody said that they have seen it: that it is down, where it
+-- was told that it is down by now.
 SELECT
     o.*,
     ARRAY(
@@ -9,7 +10,13 @@ SELECT
     EXISTS (
         SELECT FROM ops.alert_acknowledgements AS seen
         WHERE seen.key = 'health:' || o.subject
-            AND (seen.episode = 'outage/' || o.id OR starts_with(seen.episode, 'outage/' || o.id || '/'))
+            AND seen.episode = coalesce(
+                (
+                    SELECT a.occurrence FROM ops.alerts AS a
+                    WHERE a.key = 'health:' || o.subject AND a.occurrence = 'outage/' || o.id || '/down'
+                ),
+                'outage/' || o.id
+            )
     ) AS acknowledged
 FROM ops.outages AS o
 WHERE o.ended_at IS NULL

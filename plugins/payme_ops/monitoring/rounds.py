@@ -312,13 +312,15 @@ class Watch:
             return replace(after, muted_until=min(one.muted_until, now) if one.muted_until else None), [
                 say.begun(after)
             ]
-        if worse:
+        if worse and window:
             return after, [say.worsened(after, window)]
-        if not window and not well and f"{down}/muted" in told and down not in told:
-            return replace(after, muted_until=now), [say.worsened(after, None)]
+        if worse or (not window and not well and f"{down}/muted" in told and down not in told):
+            return replace(after, muted_until=now), [say.worsened(after, None)]  # reminders count from here
         minutes = None if window or one.subject in known.seen else outages.reminder(one, now)
-        if minutes and f"{one.occurrence}/still/{minutes}" not in told:
-            return after, [say.still(one, minutes, f"{shown}, not yet ten times in a row" if well else shown)]
+        if minutes:
+            by_now = f"{shown}, not yet ten times in a row" if well else shown
+            reminder = say.still(one, "/down" if down in told else "", minutes, by_now)
+            return after, [] if reminder.occurrence in told else [reminder]
         return after, []
 
     def _newest(self, last: Sequence[Sample]) -> str:

@@ -52,10 +52,10 @@ class Teller:
         muted = f"{story(one)}\nMuted by the release {window.release} until {show(window.until)}."
         return self._say(one, "/down/muted", what, muted, Severity.INFO)
 
-    def still(self, one: Outage, minutes: int, now_seen: str) -> Alert:
-        """Nobody has said that they have seen it."""
+    def still(self, one: Outage, of: str, minutes: int, now_seen: str) -> Alert:
+        """Nobody has said that they have seen it. `of`: "/down" when it was told that it is down by now."""
         what = f"{one.subject} {WORDS[one.kind]} for more than {span(timedelta(minutes=minutes))}"
-        return self._say(one, f"/still/{minutes}", what, f"By now: {now_seen}.\nAt first: {story(one)}")
+        return self._say(one, f"{of}/still/{minutes}", what, f"By now: {now_seen}.\nAt first: {story(one)}")
 
     def _say(self, one: Outage, part: str, what: str, why: str, severity: Severity | None = None) -> Alert:
         todo = f"{_TO_DO[one.kind].format(url=self.url)}. {_RUNBOOK}"

@@ -326,10 +326,9 @@ def _session(conninfo: str | None) -> Iterator[psycopg.Cursor[DictRow]]:
         speaking("record and send alerts"),
         connection.cursor(row_factory=dict_row) as session,
     ):
-        limits = [_LOCK_TIMEOUT, _IDLE_TIMEOUT]
-        session.execute(
-            "SELECT set_config('lock_timeout', %s, false), set_config('idle_session_timeout', %s, false)", limits
-        )
+        session.execute("SELECT set_config('lock_timeout', %s, false)", [_LOCK_TIMEOUT])
+        with suppress(psycopg.errors.UndefinedObject):  # PostgreSQL 14 and newer
+            session.execute("SELECT set_config('idle_session_timeout', %s, false)", [_IDLE_TIMEOUT])
         yield session
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -529,6 +530,20 @@ def test_slack_away_at_that_moment_is_told_to_sentry_and_sent_later_once(
     slack.fail(None)
     desk.rounds(3)
     assert len(texts(slack)) == 1
+
+
+def test_sentry_is_told_of_each_where_nobody_knows_the_connection_of_slack(
+    ops: str, slack: StandIn, app: Application
+) -> None:
+    app.mode = "sick"
+    with closing(Desk(ops, slack, production=app.url, staging=app.url)) as desk:
+        known = desk.doors
+        desk.doors = replace(known, slack=None)
+        desk.rounds(4)
+        assert desk.captured == ["production is down", "staging is down"]
+        desk.doors = known
+        desk.rounds()
+    assert len(texts(slack)) == 2
 
 
 def test_without_the_ops_database_it_goes_by_memory_and_invents_nothing(

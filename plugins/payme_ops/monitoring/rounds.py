@@ -328,14 +328,14 @@ class Watch:
 
     def _send(self, doors: Doors, new: Sequence[Alert], keys: Sequence[str]) -> None:
         """What was written now, and what an earlier round or process could not send any more."""
-        if doors.ops is None or doors.slack is None:
-            _log.error("%d alert(s) wait: the connection of Slack is not known", len(keys))
-            return
         for one in new:
             outcome = _raise(doors.ops, one, doors)
             _log.log(logging.INFO if outcome is Outcome.SENT else logging.ERROR, "%s: %s", one.what, outcome)
-            if outcome is not Outcome.SENT:
+            if outcome is not Outcome.SENT and doors.slack is not None:
                 return  # each of the others would wait for Slack as long
+        if doors.ops is None or doors.slack is None:
+            _log.error("%d alert(s) wait: the connection of Slack is not known", len(keys))
+            return
         for key in set(keys) - {one.key for one in new}:
             try:
                 if not alert.deliver(doors.ops, key, doors.slack):

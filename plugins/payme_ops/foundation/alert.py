@@ -353,8 +353,9 @@ def _held(session: psycopg.Cursor[DictRow], key: str) -> Iterator[None]:
 
 
 def _is_news(alert: Alert, thread: DictRow) -> bool:
-    grave = alert.severity == Severity.CRITICAL and thread["before"] != Severity.CRITICAL
-    return bool(grave or thread["quiet"] >= _QUIET)
+    # A reminder comes because nobody has said that they have seen it: it must not be for those in the thread alone.
+    again = "/still/" in alert.occurrence or thread["before"] != Severity.CRITICAL
+    return bool((alert.severity == Severity.CRITICAL and again) or thread["quiet"] >= _QUIET)
 
 
 def _deliver_next(session: psycopg.Cursor[DictRow], key: str, slack: Slack) -> bool:
@@ -379,7 +380,7 @@ def _deliver_next(session: psycopg.Cursor[DictRow], key: str, slack: Slack) -> b
         if posted is None:
             thread_ts = thread["thread_ts"] if thread else ""
             session.execute(load("ops/attempt_alert.sql"), {"id": row["id"], "thread": thread_ts})
-            # The ends of a silence are told to all; else only what comes after a quiet hour, or makes it grave (again).
+            # The ends of a silence are told to all; else what comes after a quiet hour, or is grave again or still.
             shown = key.startswith("silence:") or (thread is not None and _is_news(alert, thread))
             hush = _HUSHED if silence is not None else ""
             words = message_of(alert, note, hush, notice=row["notice"])

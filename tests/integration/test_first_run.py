@@ -20,7 +20,7 @@ from sandbox.payme_db import generate
 from tests.support import document
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 BLOCKS = document.blocks("first-run.md")
 BUCKET, REGION = "payme-first-run", "af-south-1"

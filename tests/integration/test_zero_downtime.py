@@ -11,6 +11,7 @@ from tests.support.phones import Phones
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_the_whole_migration_and_its_way_back_under_traffic(phones: Phones, tmp_path: Path) -> None:
     ground = zero_downtime.Ground(
         phones.desk,

@@ -230,7 +230,7 @@ def test_what_slack_does_not_take_sentry_hears_once_and_slack_later(
     assert (event["tags"]["dag_id"], event["tags"]["run_id"]) == ("backup_daily", RUN)
     assert "Slack did not take it: status 503" in caplog.text
     slack.fail(None)
-    assert alert.send_pending(alert_ops.conninfo(), alerting._slack()) == 1
+    assert alert.send_pending(alert_ops.conninfo(), alerting.slack()) == 1
     assert len(slack.messages) == 1
 
 

@@ -7,7 +7,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,7 +125,7 @@ def test_a_changed_token_counts_at_the_next_message(kept: Kept, tmp_path: Path) 
         extra = {"base_url": f"{slack.url}/api/"}
         for token in ("xoxb-first", "xoxb-second"):
             kept.connection("payme_slack", {**SLACK, "password": token, "extra": extra})
-            client = alerting._slack().client
+            client = alerting.slack().client
             assert client.token == token
             assert client.chat_postMessage(channel="payme-ops", text="x")["ok"]
 
@@ -164,10 +164,9 @@ ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("what", [*ANSWERS, "nothing"])
-def test_no_answer_is_said_and_nothing_else_is_used(
-    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@contextmanager
+def answered(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[type[PaymeOpsError], str]]:
+    """Secrets Manager says that to whatever is asked, or nothing; the error that it is to come to, and its word."""
     status, body, kind, code = ANSWERS.get(what, (0, {}, Unavailable, "EndpointConnectionError"))
     with ExitStack() as stack:
         url = "http://127.0.0.1:1"
@@ -175,6 +174,14 @@ def test_no_answer_is_said_and_nothing_else_is_used(
             url = stack.enter_context(served(answering(body, status), tmp_path / "answers")).url
         use(url, monkeypatch)
         stack.callback(clear_secrets_backends_cache)
+        yield kind, code
+
+
+@pytest.mark.parametrize("what", [*ANSWERS, "nothing"])
+def test_no_answer_is_said_and_nothing_else_is_used(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with answered(what, tmp_path, monkeypatch) as (kind, code):
         # What Airflow would take instead: the environment, and the machine's own identity.
         for name in ("SLACK", "API", "S3_PRUNE", "OPS_DB"):
             monkeypatch.setenv(f"AIRFLOW_CONN_PAYME_{name}", json.dumps({**SLACK, "password": STALE}))
@@ -354,15 +361,8 @@ def test_the_encryption_key_may_be_an_arn(kept: Kept) -> None:
 def test_a_key_by_its_arn_that_cannot_be_read_is_said(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    status, body, kind, code = ANSWERS.get(what, (0, {}, Unavailable, "EndpointConnectionError"))
-    with ExitStack() as stack:
-        url = "http://127.0.0.1:1"
-        if what in ANSWERS:
-            url = stack.enter_context(served(answering(body, status), tmp_path / "answers")).url
-        use(url, monkeypatch)
-        stack.callback(clear_secrets_backends_cache)
-        with pytest.raises(PaymeOpsError, match=code) as caught:
-            restore.load_identity(Path(f"{ARN}:payme/production/keys/drill-AbCdEf"))
+    with answered(what, tmp_path, monkeypatch) as (kind, code), pytest.raises(PaymeOpsError, match=code) as caught:
+        restore.load_identity(Path(f"{ARN}:payme/production/keys/drill-AbCdEf"))
     assert type(caught.value) is kind
     assert caught.value.remedy
 

@@ -47,7 +47,7 @@ def alert_failed_run(context: "Context") -> None:
     outcome = raise_alert(
         _or_none(_ops_database),
         alert,
-        _or_none(_slack),
+        _or_none(slack),
         lambda told: _or_none(functools.partial(sentry.capture, told, error, tags)),
     )
     _log.info("alert %s for %s: %s", alert.key, alert.occurrence, outcome)
@@ -203,7 +203,7 @@ def _say(
     outcome = raise_alert(
         _or_none(_ops_database),
         alert,
-        _or_none(_slack),
+        _or_none(slack),
         lambda told: _or_none(functools.partial(sentry.capture_unsent, told, tags)),
         capture_if_waiting=True,
     )
@@ -230,12 +230,13 @@ def _or_none(find: Callable[[], _Found]) -> _Found | None:
 
 
 def _ops_database() -> str:
-    from payme_ops.orchestration.connections import conninfo
+    from payme_ops.orchestration.connections import ops_db
 
-    return conninfo("payme_ops_db")
+    return ops_db()
 
 
-def _slack() -> "Slack":
+def slack() -> "Slack":
+    """The on-call channel, by the connection payme_slack as it is now. Raises as connections.require does."""
     from payme_ops.foundation.settings import SlackSettings
     from payme_ops.foundation.slack import Slack
     from payme_ops.orchestration.connections import slack_client
@@ -246,7 +247,7 @@ def _slack() -> "Slack":
 
 def slack_or_none() -> "Slack | None":
     """Slack, or None where its connection cannot be had: what is written is sent by the watchdog then."""
-    return _or_none(_slack)
+    return _or_none(slack)
 
 
 def _setting(variable: str, default: str) -> str:

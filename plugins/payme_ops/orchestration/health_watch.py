@@ -19,12 +19,10 @@ from payme_ops.foundation.errors import PaymeOpsError
 
 if TYPE_CHECKING:
     from payme_ops.foundation.alert import Alert
-    from payme_ops.foundation.slack import Slack
     from payme_ops.monitoring.rounds import Doors, Watch
 
 DAG = "incident"
 _log = logging.getLogger("payme_ops.health_watch")
-_SLACK_SECONDS = 10
 _Found = TypeVar("_Found")
 _PAUSE_SECONDS = 60.0  # when there is nothing that could be looked at
 # The event loop's own threads look up names, and there are six of them on two cores: three applications whose name
@@ -88,10 +86,13 @@ def _doors() -> "Doors":
 
     from payme_ops.foundation import settings
     from payme_ops.monitoring.rounds import Doors
+    from payme_ops.orchestration import alerting
     from payme_ops.orchestration.connections import ops_db
 
     base = conf.get("api", "base_url", fallback="http://localhost:8080").rstrip("/")
-    return Doors(_or_none(ops_db), _or_none(_slack), settings.load().alert.owner, f"{base}/dags/{DAG}", _capture)
+    return Doors(
+        _or_none(ops_db), _or_none(alerting.slack), settings.load().alert.owner, f"{base}/dags/{DAG}", _capture
+    )
 
 
 def _or_none(find: Callable[[], _Found]) -> _Found | None:
@@ -103,14 +104,6 @@ def _or_none(find: Callable[[], _Found]) -> _Found | None:
     except Exception as error:
         _log.error("a connection cannot be looked up: %s", type(error).__name__)
         return None
-
-
-def _slack() -> "Slack":
-    from payme_ops.foundation import settings
-    from payme_ops.foundation.slack import Slack
-    from payme_ops.orchestration.connections import slack_client
-
-    return Slack(slack_client(_SLACK_SECONDS), settings.load().slack.channel)
 
 
 def _capture(alert: "Alert") -> str | None:

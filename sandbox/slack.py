@@ -5,7 +5,8 @@
 `GET /` shows the messages as Slack would, threads under their parent; `GET /messages.json` gives them as they came.
 Like Slack it answers 200 with `"ok": false` to a call it refuses, checks the limits of Block Kit, and posts a reply
 whose parent is gone to the channel, which only shows in the answer (`message.thread_ts` is missing there). A channel is
-posted to by name or id, and read by id only; metadata is shown to who asks for it.
+posted to by name or id, and read by id only; metadata is shown to who asks for it. `POST /access {"scopes":
+["chat:write"], "member": false}` says what the bot may do, and whether it is in the channels; {} makes all right again.
 """
 
 import base64
@@ -16,6 +17,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,12 @@ _CHANNEL_ID = re.compile(r"[CG][A-Z0-9]{8,}")
 _DEFAULT_PAGE, _MAX_PAGE = 100, 999
 _WEBHOOK = re.compile(r"/services/[^/]+/[^/]+/[^/]+")
 _FORM = "application/x-www-form-urlencoded"
+SCOPES = ("chat:write", "channels:history")
+_NEEDED = {
+    "chat.postMessage": "chat:write",
+    "conversations.history": "channels:history",
+    "conversations.replies": "channels:history",
+}
 _JSON_ARGUMENTS = ("blocks", "attachments", "metadata")
 
 MAX_TEXT = 40_000
@@ -41,12 +49,35 @@ _MAX_HEADER_TEXT, _MAX_BUTTON_TEXT, _MAX_URL = 150, 75, 3000
 _MAX_CONTEXT_ELEMENTS, _MAX_ACTIONS = 10, 25
 
 
+@dataclass
+class Access:
+    """What the bot may do, and whether it is a member of the channels that there are."""
+
+    scopes: tuple[str, ...] = SCOPES
+    member: bool = True
+
+    def set(self, asked: Mapping[str, Any]) -> None:
+        """Take what was asked for; what is not named is as it should be."""
+        self.scopes, self.member = tuple(asked.get("scopes", SCOPES)), asked.get("member") is not False
+
+    def check(self, method: str) -> None:
+        """Raises _ApiError as Slack does."""
+        needed = _NEEDED.get(method)
+        if needed and needed not in self.scopes:
+            raise _ApiError("missing_scope")
+        if needed and not self.member:
+            raise _ApiError("not_in_channel")
+
+
 def make_server(port: int, state: Path) -> Server:
     """A server on 127.0.0.1 (port 0: any free one), not yet serving."""
-    journal = Journal(state)
+    journal, access = Journal(state), Access()
 
     def route(request: Request) -> Answer:
-        return _route(journal, request)
+        if request.method == "POST" and request.path == "/access":
+            access.set(request.json())
+            return Answer({"scopes": access.scopes, "member": access.member})
+        return _route(journal, access, request)
 
     def is_api(path: str) -> bool:
         return path.startswith(("/api/", "/services/"))
@@ -54,20 +85,22 @@ def make_server(port: int, state: Path) -> Server:
     return Server(port, route, is_api, {"ok": False, "error": "internal_error"})
 
 
-def _route(journal: Journal, request: Request) -> Answer:
+def _route(journal: Journal, access: Access, request: Request) -> Answer:
     match request.method, request.path:
         case "GET", "/":
             return page(f"Slack: {len(journal.records())} messages", _STYLE, _render(journal.records()))
         case "GET", "/messages.json":
             return Answer(journal.records())
         case "POST", "/api/chat.postMessage":
-            return _api(request, lambda arguments: _post_message(journal, arguments))
+            return _api(access, request, lambda arguments: _post_message(journal, arguments))
         case "POST" | "GET", "/api/conversations.history":
-            return _api(request, lambda arguments: _history(journal, arguments))
+            return _api(access, request, lambda arguments: _history(journal, arguments))
         case "POST" | "GET", "/api/conversations.replies":
-            return _api(request, lambda arguments: _replies(journal, arguments))
+            return _api(access, request, lambda arguments: _replies(journal, arguments))
         case "POST" | "GET", "/api/auth.test":
-            return _api(request, lambda _: {"url": "https://payme.slack.com/", "team_id": _TEAM, "user_id": _BOT_USER})
+            return _api(
+                access, request, lambda _: {"url": "https://payme.slack.com/", "team_id": _TEAM, "user_id": _BOT_USER}
+            )
         case "POST", path if _WEBHOOK.fullmatch(path):
             return _webhook(journal, request)
         case _, path if path.startswith("/api/"):
@@ -81,17 +114,19 @@ class _ApiError(Exception):
         super().__init__(code)
 
 
-def _api(request: Request, method: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Answer:
-    """One Web API call: errors are told in a body with status 200."""
+def _api(access: Access, request: Request, method: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Answer:
+    """One Web API call: errors are told in a body with status 200; a header says what the token may do."""
+    headers = {"X-OAuth-Scopes": ",".join(access.scopes)}
     try:
         arguments = _arguments(request)
         _authorise(request, arguments)
-        return Answer({"ok": True, **method(arguments)})
+        access.check(request.path.removeprefix("/api/"))
+        return Answer({"ok": True, **method(arguments)}, headers=headers)
     except _ApiError as error:
         body: dict[str, object] = {"ok": False, "error": error.code}
         if error.messages:
             body |= {"errors": error.messages, "response_metadata": {"messages": error.messages}}
-        return Answer(body)
+        return Answer(body, headers=headers)
 
 
 def _arguments(request: Request) -> dict[str, Any]:

@@ -63,6 +63,7 @@ _CONNECTIONS: Mapping[str, tuple[str, str]] = {
     "payme_db_restore": ("payme_db_restore", "postgres"),
     "payme_db_migrate": ("payme_db_migrate", "payme"),
     "payme_ops_db": ("payme_ops", "payme_ops"),
+    "payme_airflow_db": ("airflow", "airflow"),
 }
 _PROFILES = ("payme_s3_write", "payme_s3_restore", "payme_s3_prune", "payme_secrets")
 

@@ -392,6 +392,31 @@ class ReleaseSettings(_Group):
     )
 
 
+class DeskSettings(_Group):
+    """The desk's own databases, which desk_backup backs up, and how long Airflow's keeps what is over."""
+
+    airflow_database: str = Field(
+        default="airflow",
+        pattern=r"^[A-Za-z0-9_.-]{1,63}$",
+        description="Name of Airflow's metadata database, as in the connection payme_airflow_db.",
+    )
+    ops_database: str = Field(
+        default="payme_ops",
+        pattern=r"^[A-Za-z0-9_.-]{1,63}$",
+        description="Name of the ops database, as in the connection payme_ops_db.",
+    )
+    keep_days: int = Field(
+        default=90,
+        ge=32,
+        description="Days for which Airflow keeps runs and its event log, which is exported before.",
+    )
+
+    @property
+    def databases(self) -> dict[str, str]:
+        """The names of both, by the word that stands for each."""
+        return {"airflow": self.airflow_database, "ops": self.ops_database}
+
+
 class SentrySettings(_Group):
     """Whose alert rules the shell keeps as code; the DAGs have the connection payme_sentry."""
 
@@ -460,7 +485,14 @@ class Settings(BaseSettings):
     migration: MigrationSettings = MigrationSettings()
     release: ReleaseSettings = ReleaseSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
+    desk: DeskSettings = DeskSettings()
     sentry: SentrySettings = SentrySettings()
+
+    def of(self, which: str) -> "Settings":
+        """The same for the backup of one of the desk's own databases: "airflow" or "ops"."""
+        return self.model_copy(
+            update={"backup": self.backup.model_copy(update={"database": self.desk.databases[which]})}
+        )
 
 
 def load() -> Settings:
@@ -477,6 +509,8 @@ def load() -> Settings:
     faults += _unknown_variables()
     if settings and settings.backup.copy_region == settings.backup.region:
         faults.append(f"{PREFIX}BACKUP__COPY_REGION: names the region of the first bucket. Name another region")
+    if settings and len({settings.backup.database, *settings.desk.databases.values()}) < 3:
+        faults.append(f"{PREFIX}DESK__AIRFLOW_DATABASE: backups are told apart by the database. Give each another name")
     profile = os.environ.get(f"{PREFIX}PROFILE")
     if profile in (Profile.STAGING, Profile.PRODUCTION):
         faults += _of_the_sandbox()

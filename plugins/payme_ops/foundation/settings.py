@@ -509,8 +509,6 @@ def load() -> Settings:
     faults += _unknown_variables()
     if settings and settings.backup.copy_region == settings.backup.region:
         faults.append(f"{PREFIX}BACKUP__COPY_REGION: names the region of the first bucket. Name another region")
-    if settings and len({settings.backup.database, *settings.desk.databases.values()}) < 3:
-        faults.append(f"{PREFIX}DESK__AIRFLOW_DATABASE: backups are told apart by the database. Give each another name")
     profile = os.environ.get(f"{PREFIX}PROFILE")
     if profile in (Profile.STAGING, Profile.PRODUCTION):
         faults += _of_the_sandbox()

@@ -53,7 +53,7 @@ def checks(desk: Desk, *, for_run: bool) -> list[Check]:
     With `for_run` a held lease fails (this run could not start), and the other region's bucket, which a daily backup
     does not need, is left out; doctor looks at all.
     """
-    database = f"connection payme_db_read, database {desk.settings.backup.database}"
+    database = f"connection {desk.connection}, database {desk.settings.backup.database}"
     before: list[tuple[str, str, str, Callable[[Desk], Finding]]] = [
         ("database", f"PostgreSQL {OLDEST_MAJOR} to {NEWEST_MAJOR} answers", database, _database),
         (
@@ -197,7 +197,7 @@ def _database(desk: Desk) -> Finding:
     if name != desk.settings.backup.database:
         return failed(
             {"connected_to": name, "settings_say": desk.settings.backup.database},
-            "make PAYME_OPS__BACKUP__DATABASE and the connection payme_db_read name the same database",
+            f"make {desk.variable} and the connection {desk.connection} name the same database",
         )
     return passed({"major": major, "database": name})
 
@@ -206,7 +206,7 @@ def _encrypted_connection(desk: Desk) -> Finding:
     with _source(desk) as connection:
         tls = _tls(connection)
     if desk.settings.profile is Profile.PRODUCTION and tls != _VERIFIED:
-        return failed(tls, "set sslmode=verify-full in the connection payme_db_read (docs/first-run.md)")
+        return failed(tls, f"set sslmode=verify-full in the connection {desk.connection} (docs/first-run.md)")
     return passed(tls)
 
 
@@ -244,7 +244,7 @@ def _replica(desk: Desk) -> Finding:
     if not state["feedback"]:
         return failed(measured, "set hot_standby_feedback = on, or the primary's vacuum cancels the dump")
     if not state["caught_up"] and (age is None or age > REPLICA_LAG_SECONDS):
-        return failed(measured, "wait for the standby to catch up, or point payme_db_read at another server")
+        return failed(measured, f"wait for the standby to catch up, or point {desk.connection} at another server")
     return passed(measured)
 
 

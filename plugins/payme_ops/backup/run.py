@@ -39,7 +39,8 @@ class Superseded(PaymeOpsError):
 class Desk:
     """What the stages work with: settings and the doors, each with the least power.
 
-    `bucket` is the home bucket, `copies` that of the other region.
+    `bucket` is the home bucket, `copies` that of the other region. `connection` and `variable` say where the database
+    is named.
     """
 
     settings: Settings
@@ -47,6 +48,8 @@ class Desk:
     ops: str = field(repr=False)
     bucket: Bucket
     copies: Bucket
+    connection: str = "payme_db_read"
+    variable: str = "PAYME_OPS__BACKUP__DATABASE"
 
     @property
     def catalogue(self) -> Catalogue:

@@ -4,6 +4,7 @@ Read by the FAB auth manager of every server: AIRFLOW__FAB__CONFIG_FILE names th
 """
 
 from flask_appbuilder.const import AUTH_DB
+from flask_appbuilder.exceptions import PasswordComplexityValidationError
 
 # Accounts are made by an admin, each for one person, with a password in Airflow's database. Nobody registers, and who
 # has not signed in sees nothing.
@@ -19,5 +20,17 @@ SESSION_COOKIE_SECURE = True
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 
+# Of the form on the sign-in page, by address. What guards POST /auth/token, which has no limit, is a long password.
 AUTH_RATE_LIMITED = True
 AUTH_RATE_LIMIT = "5 per 40 second"
+
+MIN_PASSWORD_CHARACTERS = 16
+
+
+def _long_enough(password: str) -> None:
+    if len(password) < MIN_PASSWORD_CHARACTERS:
+        raise PasswordComplexityValidationError(f"At least {MIN_PASSWORD_CHARACTERS} characters, please.")
+
+
+FAB_PASSWORD_COMPLEXITY_ENABLED = True
+FAB_PASSWORD_COMPLEXITY_VALIDATOR = _long_enough

@@ -2,12 +2,14 @@
 
     PAYME_API_URL=… PAYME_API_TOKEN=… python -m pytest tests/integration/test_payme_api.py -k contract
 
-runs the part that needs no access to the API's database; it stops that API and starts it again as it was.
+runs the part that needs no access to the API's database; it stops that API and starts it again as it was. The checks
+are those of `python -m payme_ops doctor --api-all`.
 """
 
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -15,9 +17,13 @@ import pytest
 
 from payme_ops.foundation import http, payme_api
 from payme_ops.foundation.errors import ServiceRefused, Unavailable
+from payme_ops.foundation.evidence import Check, Verdict, run_check
 from payme_ops.foundation.payme_api import PaymeApi
+from payme_ops.release import conformance
+from payme_ops.release.conformance import Subject
+from sandbox import payme_api as payme_app
 from sandbox.http import call
-from sandbox.standin import Answer, Server
+from sandbox.standin import Answer, Request, Server
 from tests.support import standins
 from tests.support.site import Site
 from tests.support.standins import StandIn, answering, payme_api_stand_in
@@ -62,123 +68,81 @@ def sessions(site: Site) -> int:
     return int(row[0])
 
 
-# -- the contract -----------------------------------------------------------------------------------------------
-
-
-def test_contract_health_names_status_database_and_version(api: PaymeApi) -> None:
-    found = payme_api.health(api)
-    assert (found.healthy, found.status, found.database) == (True, "healthy", "connected")
-    assert found.version == payme_api.version(api).version
-
-
-def test_contract_stop_and_start_may_be_repeated_and_name_what_ran(api: PaymeApi) -> None:
-    before = payme_api.version(api)
-    assert before.previous
-    assert payme_api.stop(api) == payme_api.stop(api) == before
-    found = payme_api.health(api)
-    assert (found.healthy, found.status) == (False, "stopped")
-    assert payme_api.start(api, before.version).version == payme_api.start(api, before.version).version
-    eventually(lambda: payme_api.health(api).healthy, "a healthy API", seconds=120)
-    assert payme_api.version(api) == before
-
-
-def test_contract_another_version_makes_the_last_one_the_previous(api: PaymeApi) -> None:
-    before = payme_api.version(api)
-    after = payme_api.start(api, before.previous)
-    assert (after.version, after.previous) == (before.previous, before.version)
-    payme_api.start(api, before.version)
-    eventually(lambda: payme_api.health(api).healthy, "a healthy API", seconds=120)
-
-
-def test_contract_admin_wants_the_token(api: PaymeApi) -> None:
-    for token, status in (("", 401), ("wrong", 403)):
-        authorization = f"Bearer {token}" if token else ""
-        answer = http.call("the PayMe API", "POST", f"{api.url}/admin/stop", authorization=authorization)
-        assert answer.status == status
-    assert payme_api.health(api).healthy
-
-
-def test_contract_an_unknown_version_is_refused_and_nothing_changes(api: PaymeApi) -> None:
-    before = payme_api.version(api)
-    with pytest.raises(ServiceRefused, match="status 422"):
-        payme_api.start(api, "no such version")
-    assert payme_api.version(api) == before
-    assert payme_api.health(api).healthy
-
-
-def test_contract_metrics_name_the_version_that_runs_and_count_errors(api: PaymeApi) -> None:
-    before = payme_api.version(api)
-    found = payme_api.metrics(api.url)
-    assert found.version == before.version
-    assert found.database_errors is None or all(count >= 0 for count in found.database_errors.values())
-    payme_api.start(api, before.previous)
-    assert payme_api.metrics(api.url).version == before.previous
-    payme_api.start(api, before.version)
-    eventually(lambda: payme_api.health(api).healthy, "a healthy API", seconds=120)
-
-
-# -- the contract of releases: what an API does not offer (404) is not tried ---------------------------------------
+# -- the contract: what an API does not offer (404) is not tried -----------------------------------------------------
 
 MERCHANT = os.environ.get("PAYME_API_TEST_MERCHANT", "test-merchant")
 
 
-def test_contract_names_the_commit_that_runs_and_the_one_before(api: PaymeApi) -> None:
-    found = payme_api.version(api)
-    assert found.commit == payme_api.health(api).commit
-    assert found.commit != found.previous_commit or not found.commit
+def every_check(api: PaymeApi) -> list[Check]:
+    deploys = replace(api, token=os.environ.get("PAYME_API_DEPLOY_TOKEN", api.token))
+    subject = Subject(api, deploys, MERCHANT)
+    return [*conformance.reading(subject), *conformance.changing(subject)]
 
 
-def test_contract_stopped_orders_are_refused_except_a_smoke_order_and_taken_again(api: PaymeApi) -> None:
-    if payme_api.orders(api) is None:
+@pytest.mark.parametrize("item", [check.item for check in every_check(PaymeApi("", ""))])
+def test_contract(api: PaymeApi, item: str) -> None:
+    (check,) = [check for check in every_check(api) if check.item == item]
+    found = run_check(check, actor="test")
+    if "offered" in found.measured or "tried" in found.measured:
         pytest.skip("this API does not offer it: a person is asked instead")
-    name = f"contract-{os.getpid()}"
+    assert found.verdict is Verdict.PASS, found
+
+
+class Broken(payme_app.ApiServer):
+    """The API with one answer that is not the contract's: the body's change, or another status."""
+
+    broken: tuple[str, str, dict[str, object] | int] = ("", "", 0)
+
+    def answer(self, request: Request) -> Answer:
+        method, path, change = self.broken
+        if (request.method, request.path) != (method, path):
+            return super().answer(request)
+        if isinstance(change, int):
+            return Answer({}, change)
+        answer = super().answer(request)
+        assert isinstance(answer.body, dict)
+        return replace(answer, body={**answer.body, **change})
+
+
+@pytest.fixture
+def broken(site: Site, tmp_path: Path) -> Iterator[tuple[Broken, PaymeApi]]:
+    def make(port: int, state: Path) -> Broken:
+        application = payme_app.Application(state, site.world.conninfo("payme_app", DATABASE))
+        return Broken(port, application, standins.API_TOKEN)
+
+    with standins.served(make, tmp_path / "broken.jsonl") as running:
+        assert isinstance(running.server, Broken)
+        yield running.server, PaymeApi(running.url, standins.API_TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "change", "red"),
+    [
+        ("GET", "/health", {"version": "9.9.9"}, {"api_health"}),
+        ("GET", "/health", {"commit": "f" * 40}, {"api_commits"}),
+        ("GET", "/metrics", {"version": "9.9.9"}, {"api_metrics", "api_metrics_follow"}),
+        ("GET", "/admin/orders", {"in_flight": -1}, {"api_orders", "api_freeze", "api_smoke_wants_token"}),
+        ("GET", "/admin/autoscaling", {"minimum": 0}, {"api_autoscaling", "api_set_autoscaling"}),
+        ("GET", "/admin/orders", 200, {"api_admin_token", "api_orders", "api_freeze", "api_smoke_wants_token"}),
+        ("POST", "/admin/orders/freeze", {"frozen": False}, {"api_freeze"}),
+        ("POST", "/admin/autoscaling", {"minimum": 1}, {"api_set_autoscaling"}),
+        ("POST", "/deploy", 202, {"api_unknown_commit"}),
+        ("POST", "/admin/stop", {"previous": "9.9.9"}, {"api_stop_and_start"}),
+    ],
+)
+def test_what_is_not_the_contracts_is_red_alone(
+    broken: tuple[Broken, PaymeApi], method: str, path: str, change: dict[str, object] | int, red: set[str]
+) -> None:
+    server, api = broken
+    before = payme_api.version(api)
+    server.broken = (method, path, change)
     try:
-        for _ in range(2):
-            stopped = payme_api.freeze_orders(api, name)
-            assert stopped
-            assert stopped.frozen
-        refused = payme_api.place_order(api, MERCHANT, f"{name}-refused")
-        taken = payme_api.place_order(api, MERCHANT, f"{name}-smoke", smoke=True)
-        assert refused
-        assert taken
-        assert (refused.accepted, refused.status, taken.accepted) == (False, "frozen", True)
+        found = [run_check(check, actor="test") for check in every_check(api)]
     finally:
-        for _ in range(2):
-            resumed = payme_api.resume_orders(api)
-            assert resumed
-            assert not resumed.frozen
-    again = payme_api.place_order(api, MERCHANT, f"{name}-smoke", smoke=True)
-    assert again
-    assert again.id == taken.id  # the same reference is the same order
-    refund = payme_api.refund_order(api, taken.id, name)
-    assert payme_api.refund_order(api, taken.id, name)["id"] == refund["id"]
-    assert payme_api.read_order(api, taken.id)["status"] == "refunded"
-
-
-def test_contract_a_smoke_order_wants_the_token(api: PaymeApi) -> None:
-    if payme_api.orders(api) is None:
-        pytest.skip("this API does not offer it: a person is asked instead")
-    with pytest.raises(ServiceRefused, match=r"status 40[13]"):
-        payme_api.place_order(PaymeApi(api.url, "wrong"), MERCHANT, "no-token", smoke=True)
-
-
-def test_contract_limits_of_autoscaling_are_kept(api: PaymeApi) -> None:
-    before = payme_api.autoscaling(api)
-    if before is None:
-        pytest.skip("this API does not offer it: a person is asked instead")
-    fixed = payme_api.Replicas(before.maximum, before.maximum)
-    assert payme_api.set_autoscaling(api, fixed) == payme_api.autoscaling(api) == fixed
-    assert payme_api.set_autoscaling(api, before) == before
-
-
-def test_contract_an_unknown_deploy_is_unknown_and_an_unknown_commit_refused(api: PaymeApi) -> None:
-    found = payme_api.deploy_state(api, f"no-such-deploy-{os.getpid()}")
-    if found is None:
-        pytest.skip("this API does not offer it: a person is asked instead")
-    assert found.state == "unknown"
-    deploys = PaymeApi(api.url, os.environ.get("PAYME_API_DEPLOY_TOKEN", api.token))
-    with pytest.raises(ServiceRefused, match="status 422"):
-        payme_api.post_deploy(deploys, "0" * 40, f"contract-{os.getpid()}")
+        server.broken = ("", "", 0)
+    assert {one.item for one in found if one.verdict is not Verdict.PASS} == red, found
+    assert (payme_api.version(api), payme_api.health(api).healthy) == (before, True)
+    assert {one.verdict for one in [run_check(check, actor="test") for check in every_check(api)[:7]]} == {Verdict.PASS}
 
 
 # -- the sandbox's ----------------------------------------------------------------------------------------------

@@ -44,9 +44,15 @@ def test_defaults_shown_are_the_defaults() -> None:
 
 def test_airflow_section_has_what_production_insists_on_and_no_connection() -> None:
     found = names(sections()["Airflow"])
-    wanted = ("CORE__AUTH_MANAGER", "SENTRY__SENTRY_DSN", "WORKERS__SECRETS_BACKEND", "SECRETS__BACKEND_KWARGS")
+    wanted = ("API__BASE_URL", "SENTRY__SENTRY_DSN", "WORKERS__SECRETS_BACKEND", "WORKERS__SECRETS_BACKEND_KWARGS")
     assert {f"AIRFLOW__{name}" for name in wanted} <= set(found)
     assert all(name.startswith("AIRFLOW__") for name in found)
+
+
+def test_compose_section_has_what_the_compose_file_asks_for_beside_settings() -> None:
+    compose = (PROJECT / "docker-compose.yaml").read_text()
+    asked = set(re.findall(r"\$\{(PAYME_OPS_(?!_)\w+)", compose)) - {"PAYME_OPS_ENV_FILE"}
+    assert set(names(sections()["docker-compose.yaml"])) == asked
 
 
 def test_first_run_has_each_variable_of_sentry() -> None:

@@ -214,8 +214,8 @@ REFUSED: dict[str, list[tuple[str, str, str]]] = {
         ("PAYME_OPS__BACKUP__SIGNING_KEY_FILE", "/home/ops/payme-ops/.demo/keys/signing.pem", "sandbox's keys"),
     ],
     "a connection in the environment": [
-        ("AIRFLOW_CONN_PAYME_DB_READ", CONNECTION, "AWS Secrets Manager"),
-        ("AIRFLOW_CONN_PAYME_SLACK", "slack://:xoxb-token@", "AWS Secrets Manager"),
+        ("AIRFLOW_CONN_PAYME_DB_READ", CONNECTION, "where Airflow looks"),
+        ("AIRFLOW_CONN_PAYME_SLACK", "slack://:xoxb-token@", "where Airflow looks"),
     ],
     "a loopback address": [
         ("PAYME_OPS__WATCHDOG__AIRFLOW_URL", "http://localhost:8080", "loopback"),
@@ -254,7 +254,7 @@ REFUSED: dict[str, list[tuple[str, str, str]]] = {
     ],
     "no secrets backend, or one that keeps or shows": [
         ("AIRFLOW__WORKERS__SECRETS_BACKEND", "", "AWS Secrets Manager"),
-        ("AIRFLOW__WORKERS__SECRETS_BACKEND", "airflow.secrets.local_filesystem.LocalFilesystemBackend", "AWS"),
+        ("AIRFLOW__WORKERS__SECRETS_BACKEND", "airflow.secrets.metastore.MetastoreBackend", "from a file"),
         *(
             ("AIRFLOW__WORKERS__SECRETS_BACKEND_KWARGS", value, "connections_prefix")
             for value in ("", "[]", '\'{"connections_prefix": "kept/quotes"}\'', '{"connections_prefix": null}', "{}")
@@ -336,8 +336,24 @@ def test_production_takes_addresses_of_its_own_network_in_clear(environment: Env
 def test_production_sends_no_password_in_clear(environment: Environment) -> None:
     login = {"PAYME_OPS__WATCHDOG__AIRFLOW_LOGIN": "auditor"}
     assert environment.load(PRODUCTION, **login, PAYME_OPS__WATCHDOG__AIRFLOW_URL="https://airflow.payme.test")
-    (fault,) = environment.faults(PRODUCTION, **login, PAYME_OPS__WATCHDOG__AIRFLOW_URL="http://api-server:8080")
+    assert environment.load(PRODUCTION, **login, PAYME_OPS__WATCHDOG__AIRFLOW_URL="http://api-server:8080")
+    (fault,) = environment.faults(PRODUCTION, **login, PAYME_OPS__WATCHDOG__AIRFLOW_URL="http://airflow.payme.test")
     assert "shows the login's password" in fault
+
+
+def test_production_takes_connections_from_a_file_that_is_named(environment: Environment) -> None:
+    files = {"AIRFLOW__WORKERS__SECRETS_BACKEND": "airflow.secrets.local_filesystem.LocalFilesystemBackend"}
+    kwargs = "AIRFLOW__WORKERS__SECRETS_BACKEND_KWARGS"
+    assert environment.load(
+        PRODUCTION, **files, **{kwargs: '{"connections_file_path": "/run/secrets/connections.json"}'}
+    )
+    for unnamed in (
+        "{}",
+        '{"connections_prefix": "payme/production/airflow/connections"}',
+        '{"connections_file_path": ""}',
+    ):
+        (fault,) = environment.faults(PRODUCTION, **files, **{kwargs: unnamed})
+        assert "connections_file_path" in fault
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from payme_ops.backup import freshness
 from payme_ops.cli import doors, monitoring
@@ -30,13 +33,15 @@ _WHO = "watchdog"
 _PAGE = "Runbook: docs/watchdog.md"
 
 
-def watchdog() -> None:
+def watchdog(
+    *, heartbeat_file: Annotated[Path | None, typer.Option(help="A file that each heartbeat touches, too.")] = None
+) -> None:
     """Look at Airflow and the backups until stopped; tell what went silent or unanswered, send what was not sent."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("payme_ops").setLevel(logging.INFO)
     config = settings.load()
     slack, url = _slack(config), _airflow_url(config)
-    heartbeat, hears = _heartbeat(config), sentry_hears(config.watchdog.sentry_dsn_file, config.profile)
+    heartbeat, hears = _heartbeat(config, heartbeat_file), sentry_hears(config.watchdog.sentry_dsn_file, config.profile)
 
     def silences() -> Silences:  # each round its own: they run in threads
         return Silences(doors.OPS, slack, config.alert.owner)
@@ -221,11 +226,18 @@ def _airflow_url(config: Settings) -> str:
     return config.watchdog.airflow_url
 
 
-def _heartbeat(config: Settings) -> Round:
+def _heartbeat(config: Settings, file: Path | None) -> Round:
     url = config.watchdog.heartbeat_url
     if not url and config.profile is Profile.PRODUCTION:
         raise _missing("PAYME_OPS__WATCHDOG__HEARTBEAT_URL", "no address: nobody would notice the watchdog's death")
-    return Round("heartbeat", timedelta(seconds=30), lambda: watching.ping(url) if url else None)
+
+    def beat() -> None:
+        if file:
+            file.touch()  # first: the monitor elsewhere may be away
+        if url:
+            watching.ping(url)
+
+    return Round("heartbeat", timedelta(seconds=30), beat)
 
 
 def _missing(variable: str, found: str) -> SettingsError:

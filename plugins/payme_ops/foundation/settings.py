@@ -43,12 +43,24 @@ _SECRET_OPTIONS = (
     *("WORKERS__SECRETS_BACKEND", "WORKERS__SECRETS_BACKEND_KWARGS"),
     *("SENTRY__SENTRY_DSN_SECRET", "LOGGING__LOGGING_LEVEL"),
 )
-_BACKEND = "airflow.providers.amazon.aws.secrets.secrets_manager.SecretsManagerBackend"
+# Where connections come from in production, and the option of that backend which says where exactly.
+_BACKENDS = {
+    "airflow.providers.amazon.aws.secrets.secrets_manager.SecretsManagerBackend": "connections_prefix",
+    "airflow.secrets.local_filesystem.LocalFilesystemBackend": "connections_file_path",
+}
 
 
 def is_loopback(text: str) -> bool:
     """Whether the text names this machine's own address."""
     return bool(_LOOPBACK.search(text))
+
+
+def goes_in_clear(url: str) -> bool:
+    """Whether what is sent to that address can be read on its way.
+
+    A name without a dot is one of the network of these containers, as http://api-server:8080. IPv6 has brackets.
+    """
+    return url.startswith("http://") and ("." in url or "[" in url)
 
 
 class Profile(StrEnum):
@@ -579,7 +591,7 @@ def _of_the_sandbox() -> list[str]:
             faults.append(f"{name}: points at the sandbox's keys. Make keys of your own (docs/keys.md)")
     # Airflow would fall back to it, stale, in the very moment in which Secrets Manager is away.
     faults += [
-        f"{name}: a connection in the environment is a sandbox's. Put it into AWS Secrets Manager (docs/secrets.md)"
+        f"{name}: a connection in the environment is a sandbox's. Put it where Airflow looks for them (docs/secrets.md)"
         for name, value in sorted(os.environ.items())
         if name.startswith("AIRFLOW_CONN_PAYME_") and value
     ]
@@ -596,7 +608,7 @@ def _refusals() -> list[str]:
         elif name.removeprefix(PREFIX) in _HTTPS and _IN_CLEAR.search(value):
             faults.append(f"{name}: http:// can be read and changed on its way. Name an https:// address")
     login, url = (os.environ.get(f"{PREFIX}WATCHDOG__AIRFLOW_{part}", "") for part in ("LOGIN", "URL"))
-    if login and _IN_CLEAR.search(url):
+    if login and goes_in_clear(url):
         faults.append(f"{PREFIX}WATCHDOG__AIRFLOW_URL: http:// shows the login's password. Name an https:// address")
     # Airflow's default when the variable is not set.
     if "SimpleAuthManager" in (os.environ.get("AIRFLOW__CORE__AUTH_MANAGER") or "SimpleAuthManager"):
@@ -612,14 +624,16 @@ def _secret_refusals() -> list[str]:
     """Where Airflow finds its secrets, and what would show, keep or lose them (docs/secrets.md)."""
     value = {name: os.environ.get(f"AIRFLOW__{name}", "") for name in _SECRET_OPTIONS}
     faults = []
-    if value["WORKERS__SECRETS_BACKEND"] != _BACKEND:
+    where = _BACKENDS.get(value["WORKERS__SECRETS_BACKEND"])
+    if where is None:
         faults.append(
-            f"AIRFLOW__WORKERS__SECRETS_BACKEND: connections come from AWS Secrets Manager. Set it to {_BACKEND}"
+            "AIRFLOW__WORKERS__SECRETS_BACKEND: connections come from AWS Secrets Manager, or from a file of each"
+            f" machine. Set it to {' or '.join(_BACKENDS)}"
         )
-    elif not _prefix(value["WORKERS__SECRETS_BACKEND_KWARGS"]):
-        # Airflow would look elsewhere: below its own prefix, or not in Secrets Manager at all.
+    elif not _option(value["WORKERS__SECRETS_BACKEND_KWARGS"], where):
+        # Airflow would look elsewhere: below its own prefix, or nowhere.
         faults.append(
-            "AIRFLOW__WORKERS__SECRETS_BACKEND_KWARGS: no JSON object with a connections_prefix. Take the line of"
+            f"AIRFLOW__WORKERS__SECRETS_BACKEND_KWARGS: no JSON object with a {where}. Take the line of"
             " docs/secrets.md; where a file's quotes are kept as they are, leave them out"
         )
     if value["SECRETS__BACKEND"] and not _no_connections(value["SECRETS__BACKEND_KWARGS"]):
@@ -646,16 +660,16 @@ def _secret_refusals() -> list[str]:
 
 def _no_connections(backend_kwargs: str) -> bool:
     override = os.environ.get("AIRFLOW__SECRETS__BACKEND_KWARG__CONNECTIONS_PREFIX")
-    return override is None and _prefix(backend_kwargs) is None
+    return override is None and _option(backend_kwargs, "connections_prefix") is None
 
 
-def _prefix(backend_kwargs: str) -> object:
+def _option(backend_kwargs: str, name: str) -> object:
     """Where connections are: None for nowhere; "" where it is not said, and Airflow takes its own."""
     try:
         found = json.loads(backend_kwargs or "{}")
     except ValueError:  # Airflow takes none of it then
         return ""
-    return found.get("connections_prefix", "") if isinstance(found, dict) else ""
+    return found.get(name, "") if isinstance(found, dict) else ""
 
 
 def _sampling_refusals() -> list[str]:

@@ -65,13 +65,13 @@ def derive(secret: bytes, *, key_id: str, names: Names) -> Keys:
 
 
 def load_keys(environment: Mapping[str, str], *, key_id: str, names: Names) -> Keys:
-    """The keys of ENCRYPTION_KEY, 64 lower-case hex digits, or the ARN of the secret that holds them.
+    """The keys of ENCRYPTION_KEY, 64 lower-case hex digits, or the ARN of the secret or the file that holds them.
 
     Raises what `secret.find` raises, and KeyRejected for anything else (Node's hex decoder would cut it short in
     silence), for a key that is a pattern, and for one that another secret of the same environment is, too.
     """
     given = environment.get(KEY_VARIABLE, "")
-    if given.startswith("arn:"):
+    if given.startswith(("arn:", "/")):
         given = (find_secret(Path(given)) or b"").decode(errors="replace").strip()
     if not _HEX_KEY.fullmatch(given):
         raise KeyRejected(

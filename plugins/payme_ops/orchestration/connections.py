@@ -1,12 +1,14 @@
 """From Airflow connections to what the domains take: a libpq conninfo, the buckets.
 
 One connection per power (DESIGN.md section 2, promise 4); on a shell the same names are libpq services and AWS
-profiles (payme_ops.cli). In production they lie in AWS Secrets Manager (docs/secrets.md). None is kept here: each use
-asks anew, so that a changed one counts at once.
+profiles (payme_ops.cli). In production they lie in AWS Secrets Manager or in a file of each service (docs/secrets.md).
+None is kept here: each use asks anew, so that a changed one counts at once.
 """
 
+import json
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import Connection
@@ -16,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 
 from payme_ops.foundation import secret
 from payme_ops.foundation.errors import SecretForbidden, SecretMissing, SettingsError
-from payme_ops.foundation.settings import Profile, is_loopback
+from payme_ops.foundation.settings import Profile, goes_in_clear, is_loopback
 from payme_ops.orchestration import internals
 
 if TYPE_CHECKING:
@@ -42,13 +44,19 @@ _LIBPQ_EXTRAS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_
 
 
 def require(conn_id: str) -> Connection:
-    """That connection, as it is now: from AWS Secrets Manager and nowhere else where Airflow has that for its backend.
+    """That connection, as it is now: from AWS Secrets Manager or the file and nowhere else where Airflow has one of
+    these for its backend.
 
     Raises AirflowNotFoundException when it is not there, Unavailable when nobody can tell, SecretForbidden when this
     machine's role may not read it, SettingsError when it cannot be understood or is not fit for production.
     """
-    kept = internals.secrets_manager()
-    found: Connection = Connection.get(conn_id) if kept is None else _kept_connection(kept, conn_id)
+    found: Connection
+    if kept := internals.secrets_manager():
+        found = _kept_connection(kept, conn_id)
+    elif file := internals.connections_file():
+        found = _filed_connection(file, conn_id)
+    else:
+        found = Connection.get(conn_id)
     if os.environ.get("PAYME_OPS__PROFILE") == Profile.PRODUCTION:
         _refuse_sandbox(found)
     return found
@@ -81,6 +89,27 @@ def _kept_connection(kept: Any, conn_id: str) -> Connection:
     )
 
 
+def _filed_connection(file: Path, conn_id: str) -> Connection:
+    try:
+        filed = json.loads(file.read_bytes())
+        if not isinstance(filed, dict):
+            raise TypeError("no object")
+        if conn_id not in filed:
+            raise AirflowNotFoundException(f"{file} has no {conn_id}")
+        found: Connection = Connection.from_json(json.dumps(filed[conn_id]), conn_id=conn_id)
+        if not found.conn_type:
+            raise ValueError("no conn_type")
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # not shown: it would quote the file
+        raise SettingsError(
+            f"connection {conn_id} cannot be used",
+            expected=f"{file}, which this user may read: a JSON object of connections by name",
+            found=(error.strerror if isinstance(error, OSError) else None) or "a file that is something else",
+            remedy="correct it (docs/secrets.md)",
+        ) from None
+    mask_secret(found.password)
+    return found
+
+
 def _client(kept: Any) -> Any:
     """Its client, which is like the one that it would make at its first use, but with time limits."""
     if "client" not in vars(kept):
@@ -100,7 +129,7 @@ def _refuse_sandbox(connection: Connection) -> None:
         wanted, found = "the address of another machine", "a loopback address"
     elif kind == "postgres" and extra.get("sslmode") != "verify-full":
         wanted, found = "extra with sslmode verify-full", f"sslmode {extra.get('sslmode') or 'not set'}"
-    elif any(_in_clear(host) for host in hosts):
+    elif any(goes_in_clear(host) for host in hosts):
         wanted, found = "an https:// address", "http://"
     elif kind == "smtp" and extra.get("disable_tls"):
         wanted, found = "mail over TLS", "disable_tls"
@@ -111,11 +140,6 @@ def _refuse_sandbox(connection: Connection) -> None:
             found=found,
             remedy="correct its secret (docs/secrets.md)",
         )
-
-
-def _in_clear(url: str) -> bool:
-    # A name without a dot is one of the network of these containers, as http://api-server:8080. IPv6 has brackets.
-    return url.startswith("http://") and ("." in url or "[" in url)
 
 
 def conninfo(conn_id: str) -> str:

@@ -4,6 +4,7 @@ Seen in Airflow 3.3.2. Each function says why there is no public way.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from airflow.sdk.exceptions import AirflowRuntimeError
@@ -31,11 +32,26 @@ def secrets_manager() -> Any | None:
 
     `Connection.get` takes a no, a wrong answer and no answer all for "not there", and asks the next backend.
     """
+    return _backend("SecretsManagerBackend", "connections_prefix")
+
+
+def connections_file() -> Path | None:
+    """The file in which this process's connections are, where its backend is Airflow's for local files.
+
+    `Connection.get` asks the next backend for what is not in it, and makes Airflow's database model of what is, with a
+    word in each log about a key that no worker has.
+    """
+    backend = _backend("LocalFilesystemBackend", "connections_file")
+    return Path(backend.connections_file) if backend else None
+
+
+def _backend(name: str, where: str) -> Any | None:
+    """The backend of that class that has been told where connections are."""
     from airflow.sdk.execution_time.supervisor import ensure_secrets_backend_loaded
 
     for backend in ensure_secrets_backend_loaded():
         # By its name: who has none need not import it.
-        if type(backend).__name__ == "SecretsManagerBackend" and getattr(backend, "connections_prefix", None):
+        if type(backend).__name__ == name and getattr(backend, where, None):
             return backend
     return None
 

@@ -1,0 +1,72 @@
+"""Whether one service of docker-compose.yaml does its work: `python docker/health.py SERVICE [ARGUMENT]`; 0 or 1.
+
+Light, as it is run every half minute for each container: nothing of Airflow is imported (that takes four seconds of a
+core). The DAG processor and the triggerer have no port of their own, so Airflow is asked for their heartbeats.
+"""
+
+import json
+import os
+import socket
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+SECONDS = 5.0
+HEARTBEAT_SECONDS = 90.0  # the watchdog's is every 30 s
+
+
+def api(part: str) -> str:
+    """What Airflow's API server says of a part; "" when it is well."""
+    base = os.environ["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"].removesuffix("/execution/")
+    status = _get(f"{base}/api/v2/monitor/health")[part]["status"]
+    return "" if status == "healthy" else f"{part} is {status}"
+
+
+def scheduler() -> str:
+    """The same of this container's scheduler, by its own port."""
+    port = os.environ.get("AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_SERVER_PORT", "8974")
+    status = _get(f"http://127.0.0.1:{port}/health")["scheduler"]["status"]
+    return "" if status == "healthy" else f"the scheduler is {status}"
+
+
+def worker(queue: str) -> str:
+    """Whether the worker of that queue answers a ping by way of Redis."""
+    from celery import Celery
+
+    name = f"{queue}@{socket.gethostname()}"
+    with Celery(broker=Path("/run/secrets/broker_url").read_text()) as app:
+        return "" if app.control.ping(destination=[name], timeout=SECONDS) else f"{name} does not answer"
+
+
+def watchdog(file: str) -> str:
+    """Whether its last heartbeat is young."""
+    age = time.time() - Path(file).stat().st_mtime
+    return "" if age < HEARTBEAT_SECONDS else f"the last heartbeat is {age:.0f} s old"
+
+
+def _get(url: str) -> dict[str, dict[str, str]]:
+    with urllib.request.urlopen(url, timeout=SECONDS) as answer:  # noqa: S310  # one of our own containers
+        return dict(json.load(answer))
+
+
+def main(service: str, *arguments: str) -> int:
+    """0 when the service is well; otherwise 1, with what is wrong on stdout, where `docker inspect` shows it."""
+    looks = {
+        "api-server": lambda: api("metadatabase"),
+        "scheduler": scheduler,
+        "dag-processor": lambda: api("dag_processor"),
+        "triggerer": lambda: api("triggerer"),
+        "worker": worker,
+        "watchdog": watchdog,
+    }
+    try:
+        wrong = looks[service](*arguments)
+    except (OSError, ValueError, LookupError) as error:
+        wrong = f"{type(error).__name__}: {error}"
+    print(wrong or "well")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Whether one service of docker-compose.yaml does its work: `python docker/health.py SERVICE [ARGUMENT]`; 0 or 1.
+"""Whether one service of docker-compose.yaml does its work: `python docker/health.py SERVICE …`; 0 or 1.
 
 Light, as it is run every half minute for each container: nothing of Airflow is imported (that takes four seconds of a
 core). The DAG processor and the triggerer have no port of their own, so Airflow is asked for their heartbeats.
@@ -30,12 +30,12 @@ def scheduler() -> str:
     return "" if status == "healthy" else f"the scheduler is {status}"
 
 
-def worker(queue: str) -> str:
-    """Whether the worker of that queue answers a ping by way of Redis."""
+def worker(queue: str, broker: str) -> str:
+    """Whether the worker of that queue answers a ping by way of Redis, whose URL is in the file `broker`."""
     from celery import Celery
 
     name = f"{queue}@{socket.gethostname()}"
-    with Celery(broker=Path("/run/secrets/broker_url").read_text()) as app:
+    with Celery(broker=Path(broker).read_text()) as app:
         return "" if app.control.ping(destination=[name], timeout=SECONDS) else f"{name} does not answer"
 
 

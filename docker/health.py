@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 SECONDS = 5.0
@@ -52,7 +53,7 @@ def _get(url: str) -> dict[str, dict[str, str]]:
 
 def main(service: str, *arguments: str) -> int:
     """0 when the service is well; otherwise 1, with what is wrong on stdout, where `docker inspect` shows it."""
-    looks = {
+    looks: dict[str, Callable[..., str]] = {
         "api-server": lambda: api("metadatabase"),
         "scheduler": scheduler,
         "dag-processor": lambda: api("dag_processor"),

@@ -69,6 +69,8 @@ def places(*, postgres: int, redis: int, api_server: int) -> dict[str, str]:
         '"host": "postgres", "port": 5432': f'"host": "localhost", "port": {postgres}',
         "host=postgres\nport=5432": f"host=localhost\nport={postgres}",
         "redis:6379": f"127.0.0.1:{redis}",
+        "requirepass ": f"bind 127.0.0.1\nport {redis}\nrequirepass ",
+        "redis-cli ping": f"redis-cli -p {redis} ping",
         "api-server:8080": f"127.0.0.1:{api_server}",
     }
 
@@ -105,18 +107,20 @@ def _service(
         "/tmp": str(folder / "tmp"),  # noqa: S108  # the container's
         "/var/log/airflow": str(root / "logs"),
         "/var/lib/payme-ops": str(folder / "scratch"),
+        "/data": str(folder / "data"),
         "/opt/payme-ops": str(PROJECT),
         **places,
     }
 
+    # In one pass: what is put in may hold a name that is looked for.
+    names = re.compile("|".join(re.escape(container) for container in sorted(here, key=len, reverse=True)))
+
     def moved(text: str) -> str:
-        for container, machine in here.items():
-            text = text.replace(container, machine)
-        return text
+        return names.sub(lambda found: here[found[0]], text)
 
     (folder / "secrets").mkdir(parents=True, mode=0o700, exist_ok=True)
-    (folder / "tmp").mkdir(exist_ok=True)
-    (root / "logs").mkdir(exist_ok=True)
+    for place in (folder / "tmp", folder / "data", root / "logs"):
+        place.mkdir(exist_ok=True)
     for source, target in mounted(raw):
         place = folder / "secrets" / target
         place.unlink(missing_ok=True)

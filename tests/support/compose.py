@@ -69,7 +69,7 @@ def places(*, postgres: int, redis: int, api_server: int) -> dict[str, str]:
         '"host": "postgres", "port": 5432': f'"host": "localhost", "port": {postgres}',
         "host=postgres\nport=5432": f"host=localhost\nport={postgres}",
         "redis:6379": f"127.0.0.1:{redis}",
-        "requirepass ": f"bind 127.0.0.1\nport {redis}\nrequirepass ",
+        "--appendonly": f"--bind 127.0.0.1 --port {redis} --appendonly",
         "redis-cli ping": f"redis-cli -p {redis} ping",
         "api-server:8080": f"127.0.0.1:{api_server}",
     }
@@ -156,7 +156,7 @@ def image() -> dict[str, str]:
 
 
 def _command(said: str | list[str], moved: Any) -> list[str]:
-    words = [moved(word) for word in (shlex.split(said) if isinstance(said, str) else said)]
+    words = shlex.split(moved(said)) if isinstance(said, str) else [moved(word) for word in said]
     words = [str(PROJECT / word) if word.startswith("docker/") else word for word in words]
     return [*_PROGRAMS.get(words[0], [words[0]]), *words[1:]]
 

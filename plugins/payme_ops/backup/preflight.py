@@ -12,7 +12,7 @@ import psycopg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from psycopg.rows import dict_row
 
-from payme_ops.backup import catalogue
+from payme_ops.backup import catalogue, lifecycle
 from payme_ops.backup.manifest import Tier
 from payme_ops.backup.run import PREFLIGHT, Desk
 from payme_ops.backup.seal import parse_recipient
@@ -50,8 +50,8 @@ _VERIFIED = {"tls": "on", "sslmode": "verify-full"}
 def checks(desk: Desk, *, for_run: bool) -> list[Check]:
     """All checks, in the order a person would look: server, rights, tools, bucket, keys, desk.
 
-    With `for_run` a held lease fails (this run could not start), and the other region's bucket, which a daily backup
-    does not need, is left out; doctor looks at all.
+    With `for_run` a held lease fails (this run could not start), and what a daily backup does not need is left out: the
+    other region's bucket, the database's clock, lifecycle rules. Doctor looks at all.
     """
     database = f"connection {desk.connection}, database {desk.settings.backup.database}"
     before: list[tuple[str, str, str, Callable[[Desk], Finding]]] = [
@@ -76,7 +76,11 @@ def checks(desk: Desk, *, for_run: bool) -> list[Check]:
     ]
     buckets = _bucket_checks(desk, desk.bucket, desk.settings.backup.region, "")
     if not for_run:
+        at_most = f"at most {CLOCK_SKEW_SECONDS} s from the database's clock"
+        before.append(("database_clock", at_most, database, _database_clock))
+        buckets.append(_lifecycle_check(desk.bucket, ""))
         buckets += _bucket_checks(desk, desk.copies, desk.settings.backup.copy_region, "copy_")
+        buckets.append(_lifecycle_check(desk.copies, "copy_"))
     return [*_bound(desk, before), *buckets, *_bound(desk, after)]
 
 
@@ -110,6 +114,11 @@ def _bucket_checks(desk: Desk, bucket: Bucket, region: str, which: str) -> list[
             lambda: _written_once(bucket, encryption),
         ),
     ]
+
+
+def _lifecycle_check(bucket: Bucket, which: str) -> Check:
+    threshold = "rules for aborted uploads and old versions only"
+    return Check(f"{which}lifecycle", threshold, f"bucket {bucket.name}", lambda: lifecycle.examine(bucket))
 
 
 def examine(desk: Desk, *, actor: str, for_run: bool, bypass: frozenset[str] = frozenset()) -> list[Evidence]:
@@ -328,6 +337,15 @@ def _clock(desk: Desk) -> Finding:
     skew = round(abs((utc_now() - desk.bucket.server_time()).total_seconds()))
     if skew > CLOCK_SKEW_SECONDS:
         return failed({"seconds": skew}, "set this machine's clock (NTP); signatures and retention depend on it")
+    return passed({"seconds": skew})
+
+
+def _database_clock(desk: Desk) -> Finding:
+    with _source(desk) as connection:
+        row = connection.execute("SELECT clock_timestamp()").fetchone()
+    skew = round(abs((utc_now() - row[0]).total_seconds())) if row else None
+    if skew is None or skew > CLOCK_SKEW_SECONDS:
+        return failed({"seconds": skew}, "set the clocks of the database's server and of this machine (NTP)")
     return passed({"seconds": skew})
 
 

@@ -8,17 +8,15 @@ Exit codes: 0 done; 1 failed; 2 wrong usage; 3 a check did not pass; 4 bytes, si
 they should be; 5 another run holds the lease; 6 a service could not be reached, try again.
 """
 
-import json
 import sys
 
 import typer
 
-from payme_ops.backup import preflight
 from payme_ops.cli import (
-    airflow_secrets,
     alerts,
     backup,
     copies,
+    doctor,
     doors,
     env,
     freshness,
@@ -31,8 +29,6 @@ from payme_ops.cli import (
     sentry,
     watchdog,
 )
-from payme_ops.cli.backup import AsJson
-from payme_ops.cli.tables import evidence_json, evidence_table
 from payme_ops.foundation import opsdb
 from payme_ops.foundation.errors import (
     IntegrityError,
@@ -42,7 +38,6 @@ from payme_ops.foundation.errors import (
     PreflightInconclusive,
     Unavailable,
 )
-from payme_ops.foundation.evidence import Verdict
 from payme_ops.foundation.stop import stoppable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -58,6 +53,7 @@ backup.app.command("retrieve")(copies.backup_retrieve)
 backup.app.command("retention")(retention.backup_retention)
 backup.app.command("undelete")(retention.backup_undelete)
 backup.app.command("status")(freshness.backup_status)
+app.command("doctor")(doctor.doctor)
 app.command("uptime")(monitoring.uptime)
 app.command("watchdog")(watchdog.watchdog)
 app.add_typer(migration.app, name="migration")
@@ -85,20 +81,6 @@ def main() -> None:
     except PaymeOpsError as error:
         doors.err.print(str(error), style="red", markup=False)
         sys.exit(next(code for kind, code in _EXIT if isinstance(error, kind)))
-
-
-@app.command()
-def doctor(*, as_json: AsJson = False) -> None:
-    """Run every check of the desk and say what to do about what is red. Exit code 3 when something is."""
-    desk, actor = doors.desk(), doors.run_name()
-    found = preflight.examine(desk, actor=actor, for_run=False) + env.of_doctor(desk.settings.profile, actor)
-    found += monitoring.of_doctor(desk.settings, actor) + airflow_secrets.of_doctor(actor)
-    if as_json:
-        typer.echo(json.dumps([evidence_json(item) for item in found], indent=1))
-    else:
-        doors.out.print(evidence_table("doctor", found))
-    if any(item.verdict is not Verdict.PASS for item in found):
-        raise typer.Exit(3)
 
 
 @ops_db_app.command("migrate")

@@ -2,7 +2,9 @@
 
 import os
 import socket
+from pathlib import Path
 
+import boto3
 from rich.console import Console
 
 from payme_ops.backup.catalogue import Catalogue, Stores
@@ -36,6 +38,20 @@ def catalogue(profile: str) -> Catalogue:
     """The catalogue through one identity."""
     backup = settings.load().backup
     return Catalogue.of(stores(profile, backup), backup)
+
+
+def has_service(name: str) -> bool:
+    """Whether libpq knows that service here: PGSERVICEFILE, else the file in the home folder."""
+    path = Path(os.environ.get("PGSERVICEFILE") or Path.home() / ".pg_service.conf")
+    try:
+        return f"[{name}]" in [line.strip() for line in path.read_text().splitlines()]
+    except OSError:
+        return False
+
+
+def has_profile(name: str) -> bool:
+    """Whether boto3 knows that AWS profile here."""
+    return name in boto3.Session().available_profiles
 
 
 def run_name() -> str:

@@ -74,11 +74,11 @@ def _password(place: Path | None) -> str:
     return password
 
 
-def of_doctor(config: Settings, actor: str) -> list[Evidence]:
+def of_doctor(config: Settings, actor: str, *, ask_airflow: bool = True) -> list[Evidence]:
     """For doctor: somebody is to be looked at, is, and what looks is not paused.
 
-    A desk that looks at nobody is asked no more than whether that may be, and one without an account of Airflow's is
-    not asked what is paused: fresh looks say that it is not.
+    A desk that looks at nobody is asked no more than whether that may be, and one without an account of Airflow's, or
+    without an answer to `ask_airflow`, is not asked what is paused: fresh looks say that it is not.
     """
     endpoints, profile = list(config.monitoring.endpoints), config.profile
     checks = [
@@ -92,7 +92,7 @@ def of_doctor(config: Settings, actor: str) -> list[Evidence]:
     if endpoints:
         longest = f"each looked at in the last {last_looks.LONGEST.seconds // 60} minutes"
         checks.append(Check("last_look", longest, "ops database", lambda: _last_look(endpoints, config)))
-    if endpoints and config.watchdog.airflow_url and config.watchdog.airflow_login:
+    if endpoints and ask_airflow and config.watchdog.airflow_url and config.watchdog.airflow_login:
         checks.append(
             Check("incident_runs", "the DAG incident is there and not paused", "Airflow", lambda: _dag(config))
         )

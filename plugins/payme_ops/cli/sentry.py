@@ -52,12 +52,17 @@ def apply() -> None:
 
 def _made() -> tuple[SentryApi, Plan]:
     config = settings.load().sentry
-    api = _api(config)
-    projects = [one for one in (config.project, config.airflow_project) if one]
-    return api, sentry_rules.make_plan(api, list(dict.fromkeys(projects)), config.airflow_project, config.team_id)
+    api = api_of(config)
+    return api, sentry_rules.make_plan(api, projects_of(config), config.airflow_project, config.team_id)
 
 
-def _api(config: SentrySettings) -> SentryApi:
+def projects_of(config: SentrySettings) -> list[str]:
+    """The projects that have rules."""
+    return list(dict.fromkeys(one for one in (config.project, config.airflow_project) if one))
+
+
+def api_of(config: SentrySettings) -> SentryApi:
+    """Sentry by the token of the settings. Raises SettingsError."""
     if missing := [f"PAYME_OPS__SENTRY__{name}" for field, name in _NEEDED.items() if not getattr(config, field)]:
         raise SettingsError(
             "it is not known which Sentry the rules are for",

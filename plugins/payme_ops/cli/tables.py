@@ -103,6 +103,16 @@ def evidence_table(title: str, found: list[Evidence]) -> Table:
     return table
 
 
+def evidence_lines(found: list[Evidence]) -> str:
+    """The same where nobody looks at a table: a line an item, and what to do below what does not pass."""
+    lines = []
+    for item in found:
+        lines.append(f"{item.verdict:<12} {item.item}: {plain(item.measured)}")
+        if item.verdict is not Verdict.PASS:
+            lines.append(f"{'':<12} expected: {item.threshold}; to do: {item.remedy}")
+    return "\n".join(lines)
+
+
 def evidence_json(item: Evidence) -> dict[str, object]:
     """The same for machines."""
     return {

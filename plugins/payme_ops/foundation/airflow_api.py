@@ -1,4 +1,5 @@
-"""Airflow's API, read by an account that may only read: its event log, tasks of runs as they stand, what is paused.
+"""Airflow's API, read by an account that may only read: its event log, tasks of runs as they stand, what is paused,
+and what doctor looks at.
 
 The log has two kinds of entries. People's calls are written before they are checked, so a refused one is there, too;
 `extra` is what the call was given. What a task came to is written when the task itself says so, and only then: nobody
@@ -66,6 +67,24 @@ class Task:
     ended: datetime | None
 
 
+@dataclass(frozen=True)
+class Dag:
+    """A DAG whose file is there. `scheduled` ones begin by themselves: by time or by an asset."""
+
+    id: str
+    paused: bool
+    scheduled: bool
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A task that an executor was given and nobody has begun: its queue, and since when."""
+
+    task: str
+    queue: str
+    since: datetime
+
+
 def sign_in(api: AirflowApi) -> Reader:
     """Raises Unavailable, ServiceRefused."""
     body = {"username": api.login, "password": api.password}
@@ -84,6 +103,57 @@ def is_paused(reader: Reader, dag: str) -> bool | None:
     if not isinstance(paused, bool):
         raise _not_understood('"is_paused"', "something else")
     return None if answer.body.get("is_stale") else paused
+
+
+def dags(reader: Reader) -> list[Dag]:
+    """Every DAG whose file is there. Raises as `sign_in`."""
+    found = _pages(reader, "/dags", "dags", {"exclude_stale": "true", "order_by": "dag_id"})
+    return [Dag(str(one["dag_id"]), one["is_paused"] is True, bool(one.get("timetable_summary"))) for one in found]
+
+
+def pools(reader: Reader) -> dict[str, int]:
+    """Slots of each pool by its name; -1: without a limit. Raises as `sign_in`."""
+    return {str(one["name"]): int(one["slots"]) for one in _pages(reader, "/pools", "pools", {"order_by": "id"})}
+
+
+def slots_wanted(reader: Reader, dag: str) -> dict[str, int]:
+    """The pools that tasks of that DAG name, and the most slots that one of them takes. Raises as `sign_in`."""
+    url = f"{reader.url}/api/v2/dags/{dag}/tasks"
+    answer = http.expect(_SERVICE, "GET", url, authorization=f"Bearer {reader.token}")
+    found: dict[str, int] = {}
+    for one in answer.get("tasks") or []:
+        name = str(one.get("pool"))
+        found[name] = max(found.get(name, 0), int(one.get("pool_slots") or 1))
+    return found
+
+
+def import_errors(reader: Reader) -> list[str]:
+    """Files that cannot be read as DAGs. Raises as `sign_in`."""
+    found = _pages(reader, "/importErrors", "import_errors", {"order_by": "id"})
+    return [str(one.get("filename")) for one in found]
+
+
+def stored_connections(reader: Reader) -> list[str] | None:
+    """Names of connections in Airflow's own database; None where this account may not see them. Raises as `sign_in`."""
+    url = f"{reader.url}/api/v2/connections"
+    answer = http.call(_SERVICE, "GET", f"{url}?limit={_PAGE}", authorization=f"Bearer {reader.token}")
+    if answer.status == 403:
+        return None
+    http.require_yes(_SERVICE, "GET", url, answer)
+    found = answer.body.get("connections")
+    if not isinstance(found, list):
+        raise _not_understood('"connections"', "something else")
+    return [str(one.get("connection_id")) for one in found]
+
+
+def waiting(reader: Reader) -> list[Waiting]:
+    """Tasks that wait for a worker of their queue. Raises as `sign_in`."""
+    found = _pages(reader, "/dags/~/dagRuns/~/taskInstances", "task_instances", {"state": "queued", "order_by": "id"})
+    return [
+        Waiting(f"{one['dag_id']}.{one['task_id']}", str(one.get("queue")), datetime.fromisoformat(one["queued_when"]))
+        for one in found
+        if one.get("queued_when")
+    ]
 
 
 def calls(reader: Reader, kinds: Collection[str], since: datetime) -> list[Event]:

@@ -403,17 +403,33 @@ def _silence_over(session: psycopg.Cursor[DictRow], key: str) -> str | None:
     return next((f"silence:{one['id']}" for one in silences if covers(one["key"], key)), None)
 
 
+def channel_id(conninfo: str, channel: str) -> str | None:
+    """The id of a channel that is named by id or name; None where nothing was sent there yet. Raises
+    DatabaseUnavailable, DatabaseError.
+    """
+    with (
+        connect(conninfo, application="payme_ops:alert") as connection,
+        speaking("look for a channel's id"),
+        connection.cursor(row_factory=dict_row) as session,
+    ):
+        return _channel_id(session, channel)
+
+
+def _channel_id(session: psycopg.Cursor[DictRow], channel: str) -> str | None:
+    if _CHANNEL_ID.fullmatch(channel):
+        return channel
+    known = session.execute(load("ops/alert_channel.sql"), {"channel": channel}).fetchone()
+    return str(known["channel_id"]) if known else None
+
+
 def _posted_before(session: psycopg.Cursor[DictRow], slack: Slack, row: DictRow) -> tuple[dict[str, str] | None, str]:
     """Where an alert is that was attempted before; or what the next attempt must say."""
     if row["attempted_at"] is None:
         return None, ""
     try:
-        channel = slack.channel
-        if not _CHANNEL_ID.fullmatch(channel):
-            known = session.execute(load("ops/alert_channel.sql"), {"channel": channel}).fetchone()
-            if known is None:
-                raise NotSent("no message has gone to the channel yet, and its id is not known")
-            channel = known["channel_id"]
+        channel = _channel_id(session, slack.channel)
+        if channel is None:
+            raise NotSent("no message has gone to the channel yet, and its id is not known")
         since, thread = row["attempted_at"], row["attempted_in"]
         return slack.find(channel, of_alert(row["key"], row["occurrence"]), since, thread), ""
     except NotSent as error:

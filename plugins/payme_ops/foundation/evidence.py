@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -80,6 +80,16 @@ def run_check(check: Check, *, actor: str) -> Evidence:
         verdict = Verdict.INCONCLUSIVE if isinstance(error, Unavailable) else Verdict.FAIL
         finding = Finding(verdict, {"error": error.what, "found": error.found}, error.remedy)
     return conclude(check.item, finding, threshold=check.threshold, actor=actor, source=check.source, started=started)
+
+
+def run_in_turn(checks: Iterable[Check], *, actor: str) -> list[Evidence]:
+    """Measure one after the other as long as they pass: what hangs on one that does not would only say it again."""
+    found: list[Evidence] = []
+    for check in checks:
+        found.append(run_check(check, actor=actor))
+        if found[-1].verdict is not Verdict.PASS:
+            break
+    return found
 
 
 def conclude(item: str, finding: Finding, *, threshold: str, actor: str, source: str, started: datetime) -> Evidence:

@@ -1,6 +1,7 @@
-"""Slack's Web API, as much of it as alerts need: send a message, and find one that may have been sent.
+"""Slack's Web API, as much of it as alerts need: send a message, find one that may have been sent, and see whether
+both will do.
 
-api.slack.com/methods: chat.postMessage, conversations.history, conversations.replies; message metadata.
+api.slack.com/methods: chat.postMessage, conversations.history, conversations.replies, auth.test; message metadata.
 """
 
 import re
@@ -97,6 +98,22 @@ class Slack:
             if not page["cursor"]:
                 return None
         raise NotSent(f"more than {_PAGE * _MAX_PAGES} messages have come since")
+
+
+def scopes(client: "WebClient") -> set[str]:
+    """What the token may do; Slack says it in a header of each answer. Raises NotSent."""
+    client.retry_handlers = []
+    with _asking():
+        said = client.auth_test().headers
+    found = next((value for name, value in said.items() if name.lower() == "x-oauth-scopes"), "")
+    return {one.strip() for one in str(found).split(",") if one.strip()}
+
+
+def read_one(client: "WebClient", channel_id: str) -> None:
+    """Look into a channel, which only a member can. Raises NotSent."""
+    client.retry_handlers = []
+    with _asking():
+        client.conversations_history(channel=channel_id, limit=1)
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def make_plan(api: SentryApi, projects: Sequence[str], cron_project: str, team_i
         Kind.WORKFLOW: list(_listed(api, Kind.WORKFLOW)),
     }
     names = {str(one.get("id")): str(one.get("name")) for one in there[Kind.DETECTOR]}
-    streams = {project: _stream(api, project) for project in projects}
+    streams = {project: stream(api, project) for project in projects}
     names |= {number: _stream_name(project) for project, number in streams.items()}
     steps = [step for kind in Kind for step in _steps(kind, there[kind], rules, projects, names)]
     notes, quiet = _cron_monitors(api, cron_project) if cron_project else ([], [])
@@ -174,7 +174,8 @@ def _path(api: SentryApi, rest: str) -> str:
     return f"/api/0/organizations/{quote(api.organization)}/{rest}"
 
 
-def _stream(api: SentryApi, project: str) -> str:
+def stream(api: SentryApi, project: str) -> str:
+    """Id of the detector that every issue of the project comes from. Raises Unavailable, ServiceRefused."""
     for one in _listed(api, Kind.DETECTOR, project=project, query="type:issue_stream"):
         if one.get("type") == "issue_stream":
             return str(one.get("id"))

@@ -4,7 +4,7 @@
 
 Objects are saved when the process is told to stop (SIGTERM, SIGINT) and loaded when it starts. Bytes never pass
 through memory for it: saving copies them from moto's own temporary files, and after a start moto reads the saved
-files in place. Uploads that are not complete are not kept.
+files in place. Uploads that are not complete are not kept. Who may do what is judged by sandbox/guard.py.
 """
 
 import argparse
@@ -39,6 +39,8 @@ from moto.s3.responses import S3Response
 from moto.utilities.utils import get_partition
 from werkzeug.serving import make_server
 from werkzeug.test import Client
+
+from sandbox.guard import Guard
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -181,7 +183,7 @@ def serve(port: int, state: Path) -> None:
         signal.signal(sig, lambda *_: stop.set())
     _correct_moto()
     app = DomainDispatcherApplication(create_backend_app)
-    gate = Gate(app)
+    gate = Gate(Guard(app))
     with _exclusive(state):
         logging.getLogger("werkzeug").setLevel(logging.WARNING)
         # Bound before the objects are loaded: who connects meanwhile waits instead of being refused.
@@ -365,7 +367,7 @@ def _plain(value: object) -> str:
 
 
 def client(endpoint: str, region: str = "af-south-1") -> "S3Client":
-    """A client for the sandbox's S3, which takes any credentials."""
+    """A client for the sandbox's S3 that may do everything."""
     return boto3.client(
         "s3",
         endpoint_url=endpoint,

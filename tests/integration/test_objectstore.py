@@ -4,6 +4,7 @@ import base64
 import hashlib
 import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,15 @@ from tests.support.proxy import Proxy
 SSE: dict[str, Any] = {"ServerSideEncryption": "AES256", "StorageClass": "STANDARD_IA"}
 # Different in every MiB, so that a part in the wrong place is another object.
 BLOB = b"".join(number.to_bytes(4, "big") * 1024 for number in range(16 * 256 + 300))
+
+
+@pytest.fixture(autouse=True)
+def administrator(installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys that may do everything, behind the same name: here objects lie anywhere."""
+    assert installation
+    keys = tmp_path / "aws_credentials"
+    keys.write_text("[payme_s3_write]\naws_access_key_id = administrator\naws_secret_access_key = administrator\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(keys))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from payme_ops.backup import verification
-from payme_ops.cli import app
+from payme_ops.cli import app, doors
 from payme_ops.foundation import evidence, record, settings, signing
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.errors import NotFound, Untrusted
@@ -35,8 +35,8 @@ def test_two_of_the_same_second_are_kept_in_their_order(installation: Installati
 
 def test_an_answer_that_was_lost_makes_no_second_one(installation: Installation, proxy: Proxy) -> None:
     proxy.lose_answer("PUT", ".json", times=1)
-    record.keep(installation.desk.bucket, FIRST, KEY)
-    assert len([key for key in installation.store.keys("records/drill/") if key.endswith(".json")]) == 1
+    record.keep(doors.catalogue("payme_s3_restore").stores.home, replace(FIRST, kind="release"), KEY)
+    assert len([key for key in installation.store.keys("records/release/") if key.endswith(".json")]) == 1
 
 
 def test_one_that_somebody_else_signed_counts_for_nothing(installation: Installation) -> None:

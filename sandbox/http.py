@@ -32,7 +32,7 @@ def call(
         connection.request(method, target, data, headers)
         answer = connection.getresponse()
         text = answer.read().decode(errors="replace")
-        if "json" in answer.headers.get("Content-Type", ""):
+        if text and "json" in answer.headers.get("Content-Type", ""):  # 204 has no body
             return answer.status, json.loads(text)
         return answer.status, text
     except http.client.HTTPException as error:

@@ -8,7 +8,6 @@ so that nothing a restored dump brings along can read the identity that opened i
 """
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import pwd
@@ -16,10 +15,9 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from payme_ops.foundation.errors import NotFound, SettingsError, Unavailable
 from payme_ops.foundation.objectstore import MIB
 from payme_ops.foundation.postgres import client_tool
 from payme_ops.foundation.progress import Report, size
+from payme_ops.foundation.stop import end_with_parent
 
 # No role of any source has this name: the source's superuser is restored like every other role.
 SUPERUSER = "payme_ops_scratch"
@@ -248,17 +247,9 @@ def _start(postgres: Path, base: Path, data: Path, who: dict[str, Any]) -> "subp
             stdout=log,
             stderr=log,
             start_new_session=True,
-            preexec_fn=_end_with_us(),
+            preexec_fn=end_with_parent(signal.SIGQUIT),  # or, elsewhere, the next run ends it
             **who,
         )
-
-
-def _end_with_us() -> Callable[[], None]:
-    """Ask the kernel to end the server when we are killed (Linux; elsewhere the next run ends it)."""
-    if not sys.platform.startswith("linux"):
-        return lambda: None
-    prctl = ctypes.CDLL(None).prctl  # looked up before the fork: after it, only plain calls are safe
-    return lambda: prctl(1, int(signal.SIGQUIT))  # PR_SET_PDEATHSIG
 
 
 def _await(conninfo: str, process: "subprocess.Popen[bytes]", log: Path) -> None:

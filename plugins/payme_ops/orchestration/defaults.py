@@ -1,15 +1,17 @@
 """What every DAG of the desk shares: alerts, retries, time limits, tags and the runbook as its page."""
 
+import signal
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import CronTriggerTimetable, ExceptionRetryPolicy, Param, RetryAction, RetryRule
+from airflow.sdk import Context, CronTriggerTimetable, ExceptionRetryPolicy, Param, RetryAction, RetryRule
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
 from payme_ops.foundation.errors import LeaseHeld, LeaseLost, PaymeOpsError, Unavailable
+from payme_ops.foundation.stop import end_with_parent
 from payme_ops.orchestration import sentry
 from payme_ops.orchestration.alerting import alert_failed_run, alert_late_run, alert_run_well
 
@@ -50,6 +52,14 @@ def at(cron: str) -> CronTriggerTimetable:
     return CronTriggerTimetable(cron, timezone="Africa/Nairobi", run_immediately=timedelta(0))
 
 
+def end_with_supervisor(_context: Context) -> None:
+    """on_execute_callback of tasks: a task whose supervisor is killed ends with it.
+
+    Airflow 3.3 lets it live on: beside the next try, with nobody who sends its heartbeats or reads its log (ADR 0028).
+    """
+    end_with_parent(signal.SIGKILL)()
+
+
 def reason() -> Param:
     """The field of a form in which whoever triggers a DAG may say why."""
     return Param(None, type=["null", "string"], maxLength=200, title="Reason", description="Why by hand?")
@@ -74,7 +84,7 @@ def dag_options(
         "on_failure_callback": [alert_failed_run, sentry.check_in_failed],
         "on_success_callback": [alert_run_well, sentry.check_in_ok],
         "default_args": {
-            "on_execute_callback": [sentry.check_in_begun],
+            "on_execute_callback": [end_with_supervisor, sentry.check_in_begun],
             "on_failure_callback": [alert_failed_run],
             "owner": "payme-ops",
             "retries": 2,

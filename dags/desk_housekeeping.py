@@ -1,6 +1,8 @@
-"""Housekeeping of the desk's own database, 04:30 EAT. What it keeps and deletes: docs/runbooks/desk_housekeeping.md."""
+"""The desk's own databases at night, 04:30 EAT. What it keeps and deletes: docs/runbooks/desk_housekeeping.md."""
 
-from airflow.sdk import dag, task
+from datetime import timedelta
+
+from airflow.sdk import TriggerRule, dag, task
 
 from payme_ops.orchestration.defaults import Area, Risk, at, dag_options, reason
 
@@ -10,7 +12,7 @@ from payme_ops.orchestration.defaults import Area, Risk, at, dag_options, reason
     params={"reason": reason()},
     **dag_options(
         "desk_housekeeping",
-        "04:30 EAT: sums up the looks of ended days and months, and deletes looks that are past their time",
+        "04:30 EAT: sums up and deletes old looks; exports Airflow's event log, then cleans its database",
         area=Area.MONITORING,
         risk=Risk.READS,
     ),
@@ -22,7 +24,21 @@ def desk_housekeeping():
 
         return housekeeping.looks()
 
+    @task(queue="desk", execution_timeout=timedelta(hours=2))
+    def export_event_log():
+        from payme_ops.orchestration import housekeeping
+
+        return housekeeping.export_event_log()
+
+    # Nothing new to export is no reason not to clean; an export that failed is.
+    @task(queue="desk", execution_timeout=timedelta(hours=2), trigger_rule=TriggerRule.NONE_FAILED)
+    def clean_airflow():
+        from payme_ops.orchestration import housekeeping
+
+        return housekeeping.clean_airflow()
+
     looks()
+    export_event_log() >> clean_airflow()
 
 
 desk_housekeeping()

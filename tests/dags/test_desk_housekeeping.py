@@ -1,25 +1,40 @@
-"""The night's housekeeping as its task does it, on a real ops database."""
+"""The night's housekeeping as its tasks do it, on real databases and with Airflow's own clean."""
 
 import json
+from collections.abc import Iterator
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
+from airflow.sdk.exceptions import AirflowSkipException
 
-from payme_ops.foundation import samples
+from payme_ops.foundation import evidence, samples
 from payme_ops.foundation.clock import utc_now
+from payme_ops.foundation.errors import IntegrityError, Unavailable
+from payme_ops.foundation.evidence import Verdict
 from payme_ops.foundation.health import State
 from payme_ops.foundation.samples import Sample
 from payme_ops.orchestration import housekeeping
-from tests.support import ops
+from tests.support import metadata, ops
 from tests.support.installation import Installation
+from tests.support.site import Site
+
+OPS = "service=payme_ops_db"
+LEFT_OUT = {"trigger", "dag", "celery_taskmeta", "celery_tasksetmeta", "_xcom_archive"}
 
 
-def test_it_runs_at_half_past_four_in_nairobi(dag_bag: Any) -> None:
+def test_it_runs_at_half_past_four_in_nairobi_and_cleans_after_the_export_only(dag_bag: Any) -> None:
     dag = dag_bag.dags["desk_housekeeping"]
     assert (dag.timetable.expression, str(dag.timetable.timezone)) == ("30 4 * * *", "Africa/Nairobi")
-    assert [task.task_id for task in dag.tasks] == ["looks"]
+    edges = {task.task_id: (task.queue, sorted(task.downstream_task_ids)) for task in dag.tasks}
+    assert edges == {
+        "looks": ("default", []),
+        "export_event_log": ("desk", ["clean_airflow"]),
+        "clean_airflow": ("desk", []),
+    }
+    assert dag.get_task("clean_airflow").trigger_rule == "none_failed"
 
 
 def test_what_is_old_is_summed_and_then_deleted_and_a_second_night_finds_nothing(
@@ -39,3 +54,92 @@ def test_what_is_old_is_summed_and_then_deleted_and_a_second_night_finds_nothing
         assert housekeeping.looks() == {"summed": 0, "not summed": [], "looks deleted": 0}
         with psycopg.connect(conninfo) as session:
             assert session.execute("SELECT count(*) FROM ops.health_samples").fetchone() == (4,)
+
+
+def test_each_table_that_airflow_cleans_is_cleaned_or_left_out_on_purpose() -> None:
+    from airflow.utils.db_cleanup import config_dict
+
+    # `session` is there only where FAB is the auth manager.
+    assert {*housekeeping.TABLES} | LEFT_OUT == {*config_dict} | {"session"}
+
+
+@pytest.fixture
+def log(site: Site, installation: Installation, monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection]:
+    """The metadata database of a desk with old entries, old runs, and a trigger of the health watch that is as old."""
+    metadata.make(site)
+    dag_run = SimpleNamespace(dag_id="desk_housekeeping", run_id=installation.bucket_name)
+    monkeypatch.setattr(housekeeping, "get_current_context", lambda: {"dag_run": dag_run})
+    with metadata.emptied(site) as connection:
+        connection.execute("""
+            INSERT INTO log (dttm, event)
+            SELECT now() - make_interval(days => old), 'trigger' FROM unnest(ARRAY[200, 100, 80, 0]) AS days (old)
+        """)
+        connection.execute("""
+            INSERT INTO dag_run (dag_id, run_id, state, run_type, start_date, run_after, log_template_id)
+            SELECT 'backup_daily', name, 'success', 'scheduled', now() - make_interval(days => old), now(),
+                   (SELECT max(id) FROM log_template)
+            FROM (VALUES ('old', 150), ('new', 1)) AS run (name, old)
+        """)
+        connection.execute("""
+            WITH watch AS (
+                INSERT INTO trigger (classpath, kwargs, created_date) VALUES ('x', '{}', now() - interval '1 year')
+                RETURNING id
+            ), what AS (
+                INSERT INTO asset (name, uri, "group", extra, created_at, updated_at)
+                VALUES ('health', 'x', '', '{}', now(), now())
+                RETURNING id
+            )
+            INSERT INTO asset_watcher (name, asset_id, trigger_id) SELECT 'health', what.id, watch.id FROM watch, what
+        """)
+        yield connection
+
+
+def events(log: psycopg.Connection) -> list[tuple[int, str]]:
+    return log.execute("SELECT id, event FROM log ORDER BY id").fetchall()
+
+
+def test_what_was_exported_and_is_old_is_cleaned_and_nothing_that_is_at_work(
+    log: psycopg.Connection, installation: Installation
+) -> None:
+    run = f"desk_housekeeping/{installation.bucket_name}"
+    assert housekeeping.export_event_log()["rows"] == 4
+    assert evidence.latest(OPS, run, housekeeping.EXPORTED).verdict is Verdict.PASS
+    housekeeping.clean_airflow()
+    assert evidence.latest(OPS, run, housekeeping.CLEANED).verdict is Verdict.PASS
+    assert events(log) == [(3, "trigger"), (4, "trigger"), (5, "cli_cleanup_tables")]
+    assert log.execute("SELECT run_id FROM dag_run").fetchall() == [("new",)]
+    assert log.execute("SELECT count(*) FROM asset_watcher JOIN trigger ON trigger.id = trigger_id").fetchone() == (1,)
+    left = r"SELECT count(*) FROM pg_class WHERE relname LIKE '\_airflow\_deleted%'"
+    assert log.execute(left).fetchone() == (0,)
+    # Cleared, or killed after the export: nothing is exported twice, and the clean finds nothing more.
+    assert housekeeping.export_event_log()["first_id"] == 5
+    with pytest.raises(AirflowSkipException):
+        housekeeping.export_event_log()
+    housekeeping.clean_airflow()
+    assert [number for number, _ in events(log)] == [3, 4, 5, 6]
+
+
+def test_entries_that_were_tampered_with_fail_the_export_and_with_it_the_clean(
+    log: psycopg.Connection, installation: Installation
+) -> None:
+    log.execute("DELETE FROM log WHERE id < 3")  # none that may be gone by rights
+    housekeeping.export_event_log()
+    log.execute("UPDATE log SET owner = 'somebody else' WHERE id = 3")
+    with pytest.raises(IntegrityError, match="not what was exported"):
+        housekeeping.export_event_log()
+    run = f"desk_housekeeping/{installation.bucket_name}"
+    assert evidence.latest(OPS, run, housekeeping.EXPORTED).verdict is Verdict.FAIL
+
+
+def test_a_clean_that_airflow_refuses_is_tried_again_and_shows_no_password(
+    log: psycopg.Connection, installation: Installation, caplog: pytest.LogCaptureFixture
+) -> None:
+    housekeeping.export_event_log()
+    log.execute("ALTER TABLE job RENAME COLUMN latest_heartbeat TO renamed")
+    try:
+        with caplog.at_level("INFO"), pytest.raises(Unavailable, match="airflow db clean failed") as caught:
+            housekeeping.clean_airflow()
+    finally:
+        log.execute("ALTER TABLE job RENAME COLUMN renamed TO latest_heartbeat")
+    assert installation.site.world.secrets["postgres.airflow"] not in caplog.text + str(caught.value)
+    assert "'job'" in caplog.text

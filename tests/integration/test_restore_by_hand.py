@@ -1,8 +1,6 @@
 """docs/restore-by-hand.md, line by line, where payme_ops cannot be imported; then compared with the source."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,27 +28,6 @@ SELECT datdba::regrole::text, encoding, datcollate, datctype, datacl::text,
             FROM pg_db_role_setting WHERE setdatabase = d.oid) AS s)
 FROM pg_database AS d WHERE datname = %s
 """
-
-
-def without_us(installation: Installation, tmp_path: Path) -> dict[str, str]:
-    """An environment with stock tools, the bucket's reading profile, and no payme_ops."""
-    document.require("age", "zstd", "openssl", "sha256sum")
-    world = installation.site.world
-    aws = Path(sys.executable).parent / "aws"
-    python = Path(sys.base_prefix, "bin", "python3").resolve()
-    path = document.tools(tmp_path / "tools", aws=aws, python3=python)
-    env = {
-        "PATH": f"{path}:/usr/local/bin:/usr/bin:/bin",
-        "HOME": str(tmp_path),
-        "AWS_CONFIG_FILE": world.env["AWS_CONFIG_FILE"],
-        "AWS_SHARED_CREDENTIALS_FILE": world.env["AWS_SHARED_CREDENTIALS_FILE"],
-        "NO_PROXY": "127.0.0.1",
-    }
-    refused = subprocess.run(
-        ["python3", "-c", "import payme_ops"], env=env, capture_output=True, text=True, check=False
-    )
-    assert "ModuleNotFoundError" in refused.stderr
-    return env
 
 
 def values(installation: Installation, folder: Path) -> dict[str, str]:
@@ -87,7 +64,7 @@ def test_the_lines_restore_onto_a_new_server(each_installation: Installation, tm
     done = each_installation.back_up()
     source = each_installation.site.cluster
     with postgres.temporary_cluster(bin_dir=source.bin_dir) as target:
-        env = {**without_us(each_installation, tmp_path), **as_superuser(target, tmp_path)}
+        env = {**document.without_us(each_installation.site.world.env, tmp_path), **as_superuser(target, tmp_path)}
         told = document.run(
             [document.with_values(BLOCKS[0], values(each_installation, tmp_path)), *BLOCKS[1:]], env, tmp_path
         )
@@ -120,7 +97,7 @@ def test_a_forged_manifest_is_named(installation: Installation, tmp_path: Path) 
     forged = done.key.replace(done.key.split("/")[3], later)
     _write(installation.store, forged, json.dumps(signed).encode())
     first = document.with_values(BLOCKS[0], values(installation, tmp_path))
-    told = document.run([first, *BLOCKS[1:4]], without_us(installation, tmp_path), tmp_path)
+    told = document.run([first, *BLOCKS[1:4]], document.without_us(installation.site.world.env, tmp_path), tmp_path)
     assert forged in told
     assert "signature: NOT VERIFIED" in told
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -58,6 +59,26 @@ def tools(folder: Path, **places: Path) -> Path:
             _lacking(name)
         (folder / name).symlink_to(place)
     return folder
+
+
+def without_us(world: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """An environment with stock tools, the AWS profiles of that world's environment, and no payme_ops."""
+    require("age", "zstd", "openssl", "sha256sum")
+    aws = Path(sys.executable).parent / "aws"
+    python = Path(sys.base_prefix, "bin", "python3").resolve()
+    path = tools(folder / "tools", aws=aws, python3=python)
+    env = {
+        "PATH": f"{path}:/usr/local/bin:/usr/bin:/bin",
+        "HOME": str(folder),
+        "AWS_CONFIG_FILE": world["AWS_CONFIG_FILE"],
+        "AWS_SHARED_CREDENTIALS_FILE": world["AWS_SHARED_CREDENTIALS_FILE"],
+        "NO_PROXY": "127.0.0.1",
+    }
+    refused = subprocess.run(
+        ["python3", "-c", "import payme_ops"], env=env, capture_output=True, text=True, check=False
+    )
+    assert "ModuleNotFoundError" in refused.stderr
+    return env
 
 
 def require(*names: str) -> None:

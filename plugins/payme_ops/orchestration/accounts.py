@@ -7,7 +7,7 @@ process of the machine can read it.
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,13 @@ def load_roles(security: Any, wanted: Mapping[str, Permissions]) -> list[str]:
     for name, permissions in wanted.items():
         role = security.add_role(name)
         found = _permissions(role)
-        for action, resource in sorted(permissions - found):
+        missing, surplus = sorted(permissions - found), sorted(found - permissions)
+        for action, resource in missing:
             security.add_permission_to_role(role, security.create_permission(action, resource))
-            changes.append(f"{name} was given {action} {resource}")
-        for action, resource in sorted(found - permissions):
+        for action, resource in surplus:
             security.remove_permission_from_role(role, security.get_permission(action, resource))
-            changes.append(f"{name} lost {action} {resource}")
         _require(_permissions(security.find_role(name)) == permissions, f"the role {name}", "what the file says")
+        changes += _told(f"{name} may now", missing) + _told(f"{name} may no longer", surplus)
     for user in security.get_all_users():
         foreign = [role for role in user.roles if role.name not in {*wanted, ADMIN}]
         if foreign:
@@ -89,7 +89,9 @@ def _make(security: Any, name: str, role: str, password: str) -> list[str]:
     user = security.find_user(username=name)
     if user is None:
         # FAB wants an address and no account may share one; .invalid is in no use anywhere (RFC 2606).
-        made = security.add_user(name, name, "payme-ops", f"{name}@payme-ops.invalid", security.find_role(role), password)
+        made = security.add_user(
+            name, name, "payme-ops", f"{name}@payme-ops.invalid", security.find_role(role), password
+        )
         _require(made, f"the account {name}", "made")
         return [f"the account {name} was made, with the role {role}"]
     if user.is_active and _names(user) == [role] and check_password_hash(user.password or "", password):
@@ -110,6 +112,11 @@ def _password(file: Path) -> str:
             remedy="write one there that was made at random (docs/roles.md)",
         )
     return found
+
+
+def _told(what: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
+    words = ", ".join(f"{action} {resource}" for action, resource in pairs)
+    return [f"{what}: {words}"] if words else []
 
 
 def _names(user: Any) -> list[str]:

@@ -1,7 +1,7 @@
 # `make` alone prints what there is. Everything works as root and as an ordinary user; nothing is installed outside
 # this folder.
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo tour test test-long test-unit lint types bench drill zero-downtime crash-matrix clean
+.PHONY: help setup lock demo tour test test-long test-unit lint types bench drill zero-downtime crash-matrix growth clean
 python := .venv/bin/python
 
 # make demo ARGS=--once · make tour STEP=1 · make tour STEP=3 ARGS=--yes · make bench SCALE=full · make setup PYTHON=python3.12
@@ -54,6 +54,9 @@ zero-downtime: setup  ## the migration and its way back under traffic: failed, w
 
 crash-matrix: setup  ## every step of the migration struck at every statement and run again (half an hour)
 	$(python) -m bench.crash_matrix
+
+growth: setup  ## the tables of docs/growth.md, from what the benchmarks measured
+	$(python) -m bench.growth
 
 lock:  ## requirements*.in -> requirements*.txt, with hashes, for every platform (needs uv)
 	@scripts/lock $(ARGS)

@@ -18,11 +18,11 @@ def backup_status(*, as_json: AsJson = False) -> None:
 
     Exit code 3 when a target is missed, or could not be looked at.
     """
-    where = doors.catalogue("payme_s3_restore")
-    found = freshness.measure(where, settings.load().targets, utc_now(), actor=doors.run_name())
+    where, config = doors.catalogue("payme_s3_restore"), settings.load()
+    found = freshness.measure(where, config.targets, utc_now(), actor=doors.run_name(), desk=config.desk)
     if as_json:
         typer.echo(json.dumps([evidence_json(item) for item in found], indent=1))
     else:
-        doors.out.print(evidence_table(f"Freshness of {where.database}", found))
+        doors.out.print(evidence_table(f"Freshness of {where.database} and the desk", found))
     if any(item.verdict is not Verdict.PASS for item in found):
         raise typer.Exit(3)

@@ -130,7 +130,7 @@ def _apis(config: Settings) -> dict[str, PaymeApi]:
 
 def _freshness(config: Settings, url: str) -> list[Sign]:
     where = doors.catalogue("payme_s3_restore")
-    return signs(freshness.measure(where, config.targets, utc_now(), actor="watchdog"), url)
+    return signs(freshness.measure(where, config.targets, utc_now(), actor="watchdog", desk=config.desk), url)
 
 
 def signs(found: Sequence[Evidence], url: str) -> list[Sign]:

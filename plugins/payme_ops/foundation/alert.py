@@ -55,8 +55,14 @@ NEVER_SILENT = (
     "silent:rto_daily",
     "silent:rto_weekly",
     "silent:rto_monthly",
+    "silent:airflow_age",
+    "silent:airflow_proof_age",
+    "silent:ops_age",
+    "silent:ops_proof_age",
     "silent:freshness",
     "state:backup_retention:frozen",
+    "state:backup_retention:frozen_airflow",
+    "state:backup_retention:frozen_ops",
     "silence:*",
 )
 

@@ -120,7 +120,8 @@ def _heard(api: SentryApi, event: str) -> bool:
 
 
 def _freshness(now: datetime, run: str) -> Sequence[evidence.Evidence]:
-    return freshness.measure(catalogue("payme_s3_write"), settings.load().targets, now, actor=run)
+    config = settings.load()
+    return freshness.measure(catalogue("payme_s3_write"), config.targets, now, actor=run, desk=config.desk)
 
 
 def _doctor(now: datetime, run: str) -> Doctor:

@@ -1,14 +1,29 @@
-"""The secrets and the .env of docker-compose.yaml for a world that is made up: `python -m sandbox.trial FOLDER`.
+"""PayMe's world in a container, for the profile `trial` of docker-compose.yaml (docs/production.md, "Try it").
 
-In production people write the connections into the files of the services that may have them (docs/production.md). Here
-they are those of a sandbox's world, and CONNECTIONS says whose they are: docs/iam holds the same for AWS.
+    python -m sandbox.trial make FOLDER          # its secrets and its .env; as root, so that each file has its owner
+    python -m sandbox.trial serve WORLD S3       # the service payme-api: everything but S3, until stopped
+    python -m sandbox.trial health WORLD
+
+In production people write the connections into the files of the services that may have them. Here they are those of
+the world, and CONNECTIONS says whose they are; docs/iam holds the same for AWS.
 """
 
+import asyncio
+import contextlib
 import json
+import os
+import shutil
+import signal
+import socket
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 
+from sandbox import s3
+from sandbox import world as worlds
+from sandbox.http import silent
 from sandbox.world import PROJECT, World
 
 _API = ("payme_api", "payme_api_staging")
@@ -31,25 +46,59 @@ CONNECTIONS: Mapping[str, tuple[str, ...]] = {
 }
 # The desk's own databases are beside it in docker-compose.yaml, and docker/secrets knows them.
 _MADE = ("payme_ops_db", "payme_airflow_db")
+_HERE, _CONTAINER, _STORE = "127.0.0.1", "payme-api", "s3:8333"
+_USER = 50000  # of the image
+_FIRST_PORT = 15000
+
+
+def make(folder: Path) -> None:
+    """Everything that the trial's containers mount, in `folder`; what is there already is kept."""
+    world = _world(folder / "world")
+    env = write(
+        folder,
+        world,
+        {
+            "AIRFLOW__API__BASE_URL": "http://localhost:8080",
+            "AWS_ENDPOINT_URL_S3": f"http://{_STORE}",
+            "PAYME_OPS_ENV_FILE": str(folder / "env"),
+            "PAYME_OPS_TRIAL": str(folder / "world"),
+        },
+    )
+    for file in (folder / "secrets").glob("connections_*.json"):
+        known = json.loads(file.read_text())
+        for name, connection in known.items():
+            where = f"{_HERE}:{world.ports['s3']}", _STORE
+            text = json.dumps(connection).replace(*where) if name.startswith("payme_s3_") else json.dumps(connection)
+            known[name] = json.loads(text.replace(_HERE, _CONTAINER))
+        _put(file, json.dumps(known, indent=1))
+    env.write_text(env.read_text().replace(_HERE, _CONTAINER))
+    _put(folder / "secrets" / "trial_s3.json", json.dumps({"identities": _identities(world)}, indent=1))
+    if os.geteuid() == 0:
+        for place in (folder / "secrets" / "trial_s3.json", folder / "world", *(folder / "world").rglob("*")):
+            shutil.chown(place, _USER, 0)
 
 
 def write(folder: Path, world: World, more: Mapping[str, str]) -> Path:
-    """Fill `folder`/secrets for that world; answers the file `folder`/env, with `more` in it.
+    """Fill `folder`/secrets with what that world has; answers the file `folder`/env, with `more` in it.
 
     What is there already is replaced, but for what docker/secrets keeps.
     """
     secrets = folder / "secrets"
     made = subprocess.run([PROJECT / "docker" / "secrets", secrets], check=False, capture_output=True, text=True)
-    if made.returncode not in (0, 3):  # 3: what is written here is not there yet
+    if made.returncode not in (0, 3):  # 3: what is written below is not there yet
         raise RuntimeError(made.stderr)
     for service, wanted in CONNECTIONS.items():
         file = secrets / f"connections_{service}.json"
         kept = {name: value for name, value in json.loads(file.read_text()).items() if name in _MADE}
         given = {name: json.loads(world.env[f"AIRFLOW_CONN_{name.upper()}"]) for name in wanted if name not in _MADE}
+        if auditor := given.get("payme_airflow_api"):
+            auditor |= {
+                "host": "http://api-server:8080",
+                "password": (secrets / "airflow_auditor_password").read_text().strip(),
+            }
         _put(file, json.dumps({**kept, **given}, indent=1))
-    keys = world.root / "keys"
     for name in ("signing.pem", "verification.pem", "drill.age-identity"):
-        _put(secrets / name, (keys / name).read_text())
+        _put(secrets / name, (world.root / "keys" / name).read_text())
     _put(secrets / "encryption_key", world.env["ENCRYPTION_KEY"])
     for variable, name in (
         ("PAYME_OPS__SLACK__TOKEN_FILE", "slack_token"),
@@ -57,9 +106,9 @@ def write(folder: Path, world: World, more: Mapping[str, str]) -> Path:
         ("PAYME_OPS__WATCHDOG__SENTRY_DSN_FILE", "sentry_dsn"),
     ):
         _put(secrets / name, Path(world.env[variable]).read_text())
-    credentials = Path(world.env["AWS_SHARED_CREDENTIALS_FILE"]).read_text()
     for service in ("init", "watchdog"):
-        _put(secrets / f"aws_credentials_{service}", credentials)
+        _put(secrets / f"aws_credentials_{service}", Path(world.env["AWS_SHARED_CREDENTIALS_FILE"]).read_text())
+    # Files and logins are the services' own; the rest is one for all.
     named = {n: v for n, v in world.env.items() if n.startswith("PAYME_OPS__") and not n.endswith(("_FILE", "_LOGIN"))}
     said = {
         **named,
@@ -75,7 +124,85 @@ def write(folder: Path, world: World, more: Mapping[str, str]) -> Path:
 
 
 def _put(file: Path, text: str) -> None:
-    """In place of what is there, with its owner and mode."""
+    """In place of what is there, if anything is, with its owner."""
+    file.touch(mode=0o600)
     file.chmod(0o600)
     file.write_text(text)
     file.chmod(0o400)
+
+
+def _identities(world: World) -> list[dict[str, object]]:
+    """What SeaweedFS knows of who may do what, which is less than docs/iam says."""
+
+    def identity(name: str, password: str, *actions: str) -> dict[str, object]:
+        return {"name": name, "credentials": [{"accessKey": name, "secretKey": password}], "actions": [*actions]}
+
+    return [
+        identity("sandbox", world.secrets["postgres.postgres"], "Admin", "Read", "List", "Write", "Tagging"),
+        *(
+            identity(name, world.secrets[f"s3.{name}"], "Read", "List", "Write")
+            for name in ("payme_s3_write", "payme_s3_restore", "payme_s3_prune")
+        ),
+    ]
+
+
+def _world(root: Path) -> World:
+    """With ports that are always the same, since they stand in what is written down."""
+    for number, service in enumerate(worlds.SERVICES):
+        os.environ.setdefault(f"PAYME_SANDBOX_PORT_{service.upper()}", str(_FIRST_PORT + number))
+    return worlds.build(root)
+
+
+def serve(root: Path, store: str, address: str) -> None:
+    """The world without its S3, reached from other containers at `address`, until SIGTERM.
+
+    The sandbox listens on 127.0.0.1 only, so each port of that address is forwarded to it.
+    """
+    _world(root)
+    with worlds.running(root, say=print) as (world, supervisor):
+        os.environ[s3.PASSWORD_VARIABLE] = world.secrets["postgres.postgres"]
+        s3.create_buckets(store)
+        supervisor.start(worlds.application(world), worlds.staging(world))
+        asyncio.run(_forward(address, world.ports.values()))
+
+
+async def _forward(address: str, ports: Collection[int]) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    servers = [await asyncio.start_server(partial(_accept, port), address, port) for port in ports]
+    print("payme-api: the world is there", flush=True)
+    await stop.wait()
+    for server in servers:
+        server.close()
+
+
+async def _accept(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):  # one side is gone: so is the connection
+        there_reader, there_writer = await asyncio.open_connection(_HERE, port)
+        await asyncio.gather(_copy(reader, there_writer), _copy(there_reader, writer))
+    writer.close()
+
+
+async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    while data := await source.read(65536):
+        sink.write(data)
+        await sink.drain()
+    sink.write_eof()
+
+
+def health(root: Path) -> int:
+    """0 when the PayMe API answers."""
+    port = json.loads((root / "ports.json").read_text())["payme_api"]
+    wrong = silent(f"http://{_HERE}:{port}/version")
+    print(wrong or "well")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    what, folder = sys.argv[1], Path(sys.argv[2])
+    if what == "make":
+        make(folder.resolve())
+    elif what == "serve":
+        serve(folder, sys.argv[3], socket.gethostbyname(socket.gethostname()))
+    else:
+        sys.exit(health(folder))

@@ -159,6 +159,29 @@ def test_a_bucket_that_refuses_us_is_a_fault() -> None:
     assert judge(*FRESH, weekly=StoreRefused("list", found="HTTP 403"))["weekly_age"].verdict is Verdict.FAIL
 
 
+def judge_own(*entries: Entry, first: datetime | None = NOW - 20 * DAY, away: Exception | None = None) -> list[str]:
+    seen: Seen = {Tier.DAILY: away or list(entries)}  # type: ignore[dict-item]
+    found = freshness.judge_own("ops", seen, first, TARGETS, NOW, actor="test")
+    assert all("desk_backup" in item.remedy for item in found if item.verdict is Verdict.FAIL)
+    return [f"{item.item} {item.verdict}" for item in found]
+
+
+def test_the_desks_own_databases_have_the_same_targets() -> None:
+    good = entry(Tier.DAILY, 26 * HOUR, State.VERIFIED)
+    assert judge_own(good) == ["ops_age pass", "ops_proof_age pass"]
+    assert judge_own(entry(Tier.DAILY, 26 * HOUR + SECOND)) == ["ops_age fail", "ops_proof_age pass"]
+    assert judge_own(entry(Tier.DAILY, HOUR), entry(Tier.DAILY, 9 * DAY)) == ["ops_age pass", "ops_proof_age fail"]
+    assert judge_own(good, entry(Tier.DAILY, HOUR, State.REFUTED)) == ["ops_age pass", "ops_proof_age pass"]
+    assert judge_own(away=AWAY) == ["ops_age inconclusive", "ops_proof_age inconclusive"]
+
+
+def test_one_that_never_began_is_missed_when_its_time_has_passed_since_the_first_backup_of_payme() -> None:
+    assert judge_own() == ["ops_age fail", "ops_proof_age fail"]
+    assert judge_own(first=NOW - 27 * HOUR) == ["ops_age fail", "ops_proof_age pass"]
+    assert judge_own(first=NOW - 26 * HOUR) == ["ops_age pass", "ops_proof_age pass"]
+    assert judge_own(first=None) == []
+
+
 def test_in_one_line_for_people() -> None:
     line = freshness.summary(list(judge(*FRESH, entry(Tier.WEEKLY, 3 * DAY), weekly=AWAY).values()))
     assert line.startswith("daily age 60.0 min; weekly age is not known; monthly age 9.0 days; proof age 60.0 min")

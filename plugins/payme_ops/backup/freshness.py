@@ -5,7 +5,7 @@ Measured from the buckets alone: so it is known while Airflow is dead, and a pau
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from payme_ops.backup import catalogue
@@ -14,7 +14,7 @@ from payme_ops.backup.manifest import Manifest, Tier
 from payme_ops.foundation.clock import show
 from payme_ops.foundation.errors import PaymeOpsError
 from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, failed, passed, run_check
-from payme_ops.foundation.settings import TargetSettings
+from payme_ops.foundation.settings import DeskSettings, TargetSettings
 
 # A copy a week and an archive a month, each with a day to make good what failed.
 _COPY, _ARCHIVE = timedelta(days=8), timedelta(days=32)
@@ -27,6 +27,8 @@ DAGS = {
     "monthly_age": "backup_monthly",
     "proof_age": "backup_restore_test",
     **{f"rto_{tier}": "backup_restore_test" for tier in Tier},
+    # The desk's own databases; DeskSettings.databases has their words.
+    **{f"{which}_{age}": "desk_backup" for which in ("airflow", "ops") for age in ("age", "proof_age")},
 }
 
 _SOURCE = "the buckets"
@@ -35,9 +37,39 @@ Seen = Mapping[Tier, Sequence[Entry] | PaymeOpsError]
 """What is known of each tier: its backups, or why it could not be looked at."""
 
 
-def measure(where: Catalogue, targets: TargetSettings, now: datetime, *, actor: str) -> list[Evidence]:
-    """Freshness as the buckets have it, from as few manifests as will do. A region that is away is inconclusive."""
-    return judge({tier: _look(where, tier) for tier in Tier}, targets, now, actor=actor)
+def measure(
+    where: Catalogue, targets: TargetSettings, now: datetime, *, actor: str, desk: DeskSettings | None = None
+) -> list[Evidence]:
+    """Freshness as the buckets have it, from as few manifests as will do. A region that is away is inconclusive.
+
+    With `desk` that of the desk's own databases, too.
+    """
+    seen: Seen = {tier: _look(where, tier) for tier in Tier}
+    found = judge(seen, targets, now, actor=actor)
+    first = _Known(seen, now).first
+    for which, database in (desk.databases if desk else {}).items():
+        own: Seen = {Tier.DAILY: _look(replace(where, database=database), Tier.DAILY)}
+        found += judge_own(which, own, first, targets, now, actor=actor)
+    return found
+
+
+def judge_own(
+    which: str, seen: Seen, first: datetime | None, targets: TargetSettings, now: datetime, *, actor: str
+) -> list[Evidence]:
+    """The age of the newest backup of one of the desk's own databases, and of its proof, by the same targets.
+
+    They are due from `first` on, the first backup of PayMe's database; before that nothing is said of them.
+    """
+    if first is None:
+        return []
+    known, rpo, proof = _Known(seen, now, since=first), timedelta(hours=targets.rpo_hours), targets.proof_days
+    checks = [
+        Check(f"{which}_age", f"{targets.rpo_hours} h at most", _SOURCE, lambda: known.age(Tier.DAILY, rpo)),
+        Check(f"{which}_proof_age", f"{proof} days at most", _SOURCE, lambda: known.proof(timedelta(days=proof))),
+    ]
+    remedy = f"see why the group {which} of desk_backup has no newer one, then run it"
+    found = [run_check(check, actor=actor) for check in checks]
+    return [replace(item, remedy=remedy) if item.verdict is Verdict.FAIL else item for item in found]
 
 
 def judge(seen: Seen, targets: TargetSettings, now: datetime, *, actor: str) -> list[Evidence]:
@@ -94,8 +126,8 @@ class _Counted:
 class _Known:
     """The backups that count, tier by tier, without those ahead of our clock: they would hide every later silence."""
 
-    def __init__(self, seen: Seen, now: datetime) -> None:
-        self._now = now
+    def __init__(self, seen: Seen, now: datetime, *, since: datetime | None = None) -> None:
+        self._now, self._since = now, since
         self._errors = {tier: found for tier, found in seen.items() if isinstance(found, PaymeOpsError)}
         counting = {tier: _counting(found) for tier, found in seen.items() if not isinstance(found, PaymeOpsError)}
         self._present = {
@@ -108,6 +140,11 @@ class _Known:
     def nothing(self) -> bool:
         """Every region answered, and none has a backup that counts."""
         return not self._errors and not any(self._present.values())
+
+    @property
+    def first(self) -> datetime | None:
+        """When the oldest of them was taken, or from when on there should be one."""
+        return min((_taken(one) for found in self._present.values() for one in found), default=self._since)
 
     def age(self, tier: Tier, target: timedelta) -> Finding:
         """The age of a tier's newest: since its snapshot; of archives, which are made of old ones, since then."""
@@ -142,7 +179,7 @@ class _Known:
         return max(found, key=_taken, default=None)
 
     def _none(self, target: timedelta, more: dict[str, int], remedy: str) -> Finding:
-        first = min((_taken(one) for found in self._present.values() for one in found), default=None)
+        first = self.first
         if first is not None and self._now - first > target:
             return failed({"is": "none", **more}, remedy)
         if self._errors:  # an older one may be there

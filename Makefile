@@ -1,7 +1,7 @@
 # `make` alone prints what there is. Everything works as root and as an ordinary user; nothing is installed outside
 # this folder.
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo tour test test-long test-unit lint types bench drill zero-downtime crash-matrix growth clean
+.PHONY: help setup lock demo tour test test-long test-distributed test-unit lint types bench drill zero-downtime crash-matrix growth clean
 python := .venv/bin/python
 
 # make demo ARGS=--once · make tour STEP=1 · make tour STEP=3 ARGS=--yes · make bench SCALE=full · make setup PYTHON=python3.12
@@ -12,7 +12,7 @@ export PYTHON
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target text; do \
-		printf '  make %-14s %s\n' "$$target" "$$text"; done
+		printf '  make %-16s %s\n' "$$target" "$$text"; done
 
 setup:  ## make .venv from the lock (quick when it is up to date)
 	@scripts/setup
@@ -25,10 +25,14 @@ tour: setup  ## one step of docs/tour.md: make tour STEP=1
 
 # Two at once: they mostly wait. Not more, since each has servers of its own. A file's tests stay together.
 test: setup  ## the tests, under 15 minutes
-	$(python) -m pytest -m "not long" -n 2 --dist loadfile $(ARGS)
+	$(python) -m pytest -m "not long and not distributed" -n 2 --dist loadfile $(ARGS)
 
 test-long: setup  ## the rest: whole DAGs in a real Airflow, every mutant of the drill, what takes long
 	$(python) -m pytest -m long -n 2 --dist loadfile $(ARGS)
+
+# One at a time: they share one host with all its workers.
+test-distributed: setup  ## many workers, struck in every way: Celery, Redis, a worker for each queue (10 minutes)
+	$(python) -m pytest -m distributed tests/distributed $(ARGS)
 
 test-unit: setup  ## the tests that need no services, in seconds
 	$(python) -m pytest tests/unit $(ARGS)

@@ -2,7 +2,8 @@
 
 An access key that is the name of such a policy (`payme_s3_write`, `secrets_worker-default`) may do what it says; one of
 an IAM user that somebody made here, what that user's policies say. Any other key may do everything. A call that is not
-known here is refused to whom a policy binds. `GET /iam.json` tells what was used of each policy, and what was refused.
+known here is refused to whom a policy binds. `GET /iam.json` tells what was used of each policy, and what was refused;
+`DELETE` forgets it.
 
 What a request needs leave for is from AWS's Service Authorization Reference and the API references of the services.
 """
@@ -126,7 +127,7 @@ class Guard:
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         if environ["PATH_INFO"] == PAGE:
-            return self._tell(start_response)
+            return self._tell(environ["REQUEST_METHOD"] == "DELETE", start_response)
         caller = _caller(environ)
         if caller is None or not _is_bound(caller.name):
             return self._app(environ, start_response)
@@ -186,8 +187,11 @@ class Guard:
         start_response(status, [("Content-Type", kind), ("Content-Length", str(len(sent)))])
         return [sent]
 
-    def _tell(self, start_response: "StartResponse") -> Iterable[bytes]:
+    def _tell(self, forget: bool, start_response: "StartResponse") -> Iterable[bytes]:
         body = json.dumps({"used": sorted(self._used.copy()), "refused": list(self._refused)}).encode()
+        if forget:
+            self._used.clear()
+            self._refused.clear()
         start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
         return [body]
 

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 BLOCKS = document.blocks("first-run.md")
 BUCKET, REGION = "payme-first-run", "af-south-1"
 COPY_BUCKET, COPY_REGION = "payme-first-run-dr", "eu-west-1"
-# The stand-in for AWS asks for permissions from here on: the administrator's part is done.
+# The administrator's part is done here.
 FROM_HERE_ON = "payme_ops ops-db migrate"
 # What the other DAGs do with the three identities; a retrieval that is under way answers 6.
 AFTERWARDS = [
@@ -158,28 +158,12 @@ def values(folder: Path, server: postgres.Cluster, scratch: Path) -> dict[str, s
     }
 
 
-def enforcing(url: str) -> str:
-    """Lines after which the stand-in answers 403 to what no policy allows.
-
-    S3 asks for s3:ListBucket where a bucket's head is read; the stand-in has an action of its own for it.
-    """
-    buckets = [f"arn:aws:s3:::{name}" for name in (BUCKET, COPY_BUCKET)]
-    head = {"Effect": "Allow", "Action": "s3:HeadBucket", "Resource": buckets}
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [head]})
-    heads = [
-        f"aws iam put-user-policy --user-name {name} --policy-name head --policy-document '{policy}'\n"
-        for name in ("payme_s3_write", "payme_s3_prune")
-    ]
-    role = (  # of Secrets Manager the stand-in looks at the action alone
-        "aws iam create-user --user-name machine > /dev/null\n"
-        "aws iam put-user-policy --user-name machine --policy-name m --policy-document"
-        """ "$(sed 's|"arn:[^"]*"|"*"|' "$DESK/payme_airflow.json")"\n"""
-        'aws iam create-access-key --user-name machine --query AccessKey > "$DESK/role"\n'
-    )
-    return (
-        "".join(heads) + role + '"$PYTHON" -c "from urllib.request import Request, urlopen;'
-        f" urlopen(Request('{url}/moto-api/reset-auth', data=b'0', headers={{'Content-Type': 'text/plain'}}))\"\n"
-    )
+# A machine whose role has the policy of step 5.
+MACHINE = """
+aws iam create-user --user-name machine > /dev/null
+attach machine secrets_one-machine
+aws iam create-access-key --user-name machine --query AccessKey > "$DESK/role"
+"""
 
 
 def test_the_lines_lead_to_a_backup_that_restores(
@@ -188,7 +172,7 @@ def test_the_lines_lead_to_a_backup_that_restores(
     env = environment(tmp_path, server, certificate, aws)
     lines = [document.with_values(BLOCKS[0], values(tmp_path, server, certificate / "scratch")), *BLOCKS[1:]]
     step = next(number for number, text in enumerate(lines) if FROM_HERE_ON in text)
-    told = document.run([*lines[:step], enforcing(aws), *lines[step:], *AFTERWARDS], env, tmp_path)
+    told = document.run([*lines[:step], MACHINE, *lines[step:], *AFTERWARDS], env, tmp_path)
 
     assert re.findall(r"^│ (\w+) +│ (?:fail|inconclusive) ", told, re.MULTILINE) == ["monitored_endpoints"]
     assert re.search(r"database payme_first_restore holds [0-9,]+ rows, equal to the manifest", told)

@@ -37,7 +37,8 @@ def test_from_no_backup_to_a_proven_one_with_a_copy(installation: Installation) 
     put_copy(installation, done)
     verify(installation, done, Outcome.VERIFIED)
     items = {item["item"]: item for item in installation.json("backup", "status")}
-    assert list(items) == ["daily_age", "weekly_age", "monthly_age", "proof_age", "rto_daily", "rto_weekly"]
+    payme = ["daily_age", "weekly_age", "monthly_age", "proof_age", "rto_daily", "rto_weekly"]
+    assert list(items) == [*payme, "airflow_age", "airflow_proof_age", "ops_age", "ops_proof_age"]
     assert items["daily_age"]["measured"]["backup"] == done.key
     # The copy inherits the verification, and with it where the time was measured.
     assert items["rto_weekly"]["measured"] == {"is": "61 s", "measured on": done.key}

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from airflow.sdk import Param, TriggerRule, dag, task
+from airflow.sdk import Param, TaskGroup, TriggerRule, dag, task
 
 from payme_ops.orchestration.approval import ApprovalGate
 from payme_ops.orchestration.defaults import Area, Risk, at, dag_options
@@ -28,16 +28,29 @@ from payme_ops.orchestration.defaults import Area, Risk, at, dag_options
     ),
 )
 def backup_retention():
+    @task(queue="restore", trigger_rule=TriggerRule.NONE_FAILED)
+    def drop_replaced():
+        from payme_ops.orchestration import retention
+
+        return retention.drop_replaced()
+
+    delete(None) >> drop_replaced()
+    for which in ("airflow", "ops"):  # the desk's own databases
+        with TaskGroup(which):
+            delete(which)
+
+
+def delete(which):
     @task.short_circuit(ignore_downstream_trigger_rules=False)
     def plan():
         from payme_ops.orchestration import retention
 
-        return retention.plan()
+        return retention.plan(which)
 
     approve_deletions = ApprovalGate(
         task_id="approve_deletions",
         subject="Delete these backups?",
-        evidence_item="retention_plan",
+        evidence_item=f"retention_plan_{which}" if which else "retention_plan",
         response_timeout=timedelta(hours=12),
     )
 
@@ -45,21 +58,17 @@ def backup_retention():
     def apply():
         from payme_ops.orchestration import retention
 
-        return retention.apply("approve_deletions")
-
-    @task(queue="restore", trigger_rule=TriggerRule.NONE_FAILED)
-    def drop_replaced():
-        from payme_ops.orchestration import retention
-
-        return retention.drop_replaced()
+        return retention.apply(approve_deletions.task_id, which)
 
     @task(trigger_rule=TriggerRule.NONE_FAILED)
     def verdict():
         from payme_ops.orchestration import retention
 
-        return retention.verdict("approve_deletions")
+        return retention.verdict(approve_deletions.task_id, which)
 
-    plan() >> approve_deletions >> apply() >> [drop_replaced(), verdict()]
+    done = apply()
+    plan() >> approve_deletions >> done >> verdict()
+    return done
 
 
 backup_retention()

@@ -62,16 +62,16 @@ class Run:
     def objects(self, *backups: Manifest) -> int:
         return sum(len(list(self.installation.store.keys(one.prefix))) for one in backups)
 
-    def ask(self) -> str:
+    def ask(self, gate: str = GATE, item: str = PLAN) -> str:
         """As the gate does; returns the digest of what is shown."""
         run = f"backup_retention/{self.name}"
-        digest = evidence.latest(OPS, run, PLAN).sha256
-        approvals.ask(OPS, run=run, gate=GATE, digest=digest, requested_by="oncall")
+        digest = evidence.latest(OPS, run, item).sha256
+        approvals.ask(OPS, run=run, gate=gate, digest=digest, requested_by="oncall")
         return digest
 
-    def answer(self, choice: str, responder: str) -> None:
+    def answer(self, choice: str, responder: str, gate: str = GATE) -> None:
         run = f"backup_retention/{self.name}"
-        approvals.answer(OPS, run=run, gate=GATE, choice=choice, responder=responder, reason="")
+        approvals.answer(OPS, run=run, gate=gate, choice=choice, responder=responder, reason="")
 
 
 @pytest.fixture
@@ -103,6 +103,26 @@ def test_an_ordinary_morning_asks_nobody(run: Run, caplog: pytest.LogCaptureFixt
     assert tasks.plan() is False
     assert tasks.verdict(GATE) == "nothing was deleted; frozen: no"
     assert run.slack.messages == []
+
+
+def test_backups_of_the_desks_own_database_have_a_plan_an_approval_and_a_freeze_of_their_own(run: Run) -> None:
+    gate = "airflow.approve_deletions"
+    payme = run.like
+    for days in (9, 31):
+        run.plant(days, Outcome.VERIFIED if days == 9 else None)
+    run.like = payme.model_copy(update={"database": "airflow"})
+    proof = run.plant(1, Outcome.VERIFIED)
+    old = [run.plant(days) for days in (31, 32, 33, 34)]
+    assert tasks.plan() is False  # PayMe's proof is too old, and the desk's is none for it
+    assert tasks.plan("airflow") is True
+    with pytest.raises(NotApproved):
+        tasks.apply(gate, "airflow")
+    run.ask(gate, tasks.of(PLAN, "airflow"))
+    run.answer("Approve", "approver", gate)
+    assert len(tasks.apply(gate, "airflow")["deleted"]) == 4
+    assert tasks.verdict(gate, "airflow") == "4 deleted"
+    assert (run.objects(*old), run.objects(proof) > 0) == (0, True)
+    assert [one["text"].split(":")[0] for one in run.slack.messages] == ["Retention is frozen"]
 
 
 def test_a_freeze_is_told_once_and_its_end_and_told_again(run: Run) -> None:
@@ -274,7 +294,20 @@ def test_the_dag_asks_between_plan_and_apply_and_ends_in_its_verdict(dag_bag: An
         "apply": ["drop_replaced", "verdict"],
         "drop_replaced": [],
         "verdict": [],
+        # The desk's own databases, each by itself.
+        **{
+            f"{which}.{task}": [f"{which}.{after}" for after in downstream]
+            for which in ("airflow", "ops")
+            for task, downstream in {
+                "plan": ["approve_deletions"],
+                "approve_deletions": ["apply"],
+                "apply": ["verdict"],
+                "verdict": [],
+            }.items()
+        },
     }
+    for which in ("airflow", "ops"):  # what the gate shows is what the plan of that database wrote
+        assert dag.get_task(f"{which}.approve_deletions").evidence_item == tasks.of(PLAN, which)
     assert dag.get_task("approve_deletions").defaults == ["Reject"]
     assert dag.get_task("drop_replaced").queue == "restore"
     # One that was rejected or is frozen has skipped tasks before both leaves; one that failed is red without them.

@@ -265,9 +265,9 @@ def _asks(rows: list[Row], clock_skew: timedelta) -> str:
 # -- evidence ---------------------------------------------------------------------------------------------------
 
 
-def describe(made: Plan, database: str, *, actor: str, proof_days: int) -> Evidence:
-    """The plan as evidence: PASS when it may be applied as it is, INCONCLUSIVE when a person has to agree, FAIL when it
-    is frozen. What changes something comes first."""
+def describe(made: Plan, database: str, *, actor: str, proof_days: int, item: str = PLAN) -> Evidence:
+    """The plan as evidence `item`: PASS when it may be applied as it is, INCONCLUSIVE when a person has to agree, FAIL
+    when it is frozen. What changes something comes first."""
     order = [Action.DELETE, Action.LOCKED, Action.REFUSED, Action.KEEP]
     measured: dict[str, Any] = {
         "database": database,
@@ -291,7 +291,7 @@ def describe(made: Plan, database: str, *, actor: str, proof_days: int) -> Evide
         f" the clock within {MAX_CLOCK_SKEW.total_seconds():.0f} s of the store's"
     )
     source = "payme_ops.backup.retain"
-    return evidence.conclude(PLAN, finding, threshold=threshold, actor=actor, source=source, started=utc_now())
+    return evidence.conclude(item, finding, threshold=threshold, actor=actor, source=source, started=utc_now())
 
 
 def _cells(row: Row) -> dict[str, str]:
@@ -312,8 +312,17 @@ def planned(shown: Evidence) -> list[str]:
 # -- doing ------------------------------------------------------------------------------------------------------
 
 
-def apply(catalogue: Catalogue, ops: str, run: str, shown: Evidence, *, proof_days: int, report: Report) -> Evidence:
-    """Delete what the described plan says, manifests first, and record it. Killed and run again it goes on.
+def apply(
+    catalogue: Catalogue,
+    ops: str,
+    run: str,
+    shown: Evidence,
+    *,
+    proof_days: int,
+    report: Report,
+    item: str = APPLIED,
+) -> Evidence:
+    """Delete what the described plan says, manifests first, and record it as `item`. Killed and run again it goes on.
 
     Plans again right before. What would be deleted by now but was not planned waits for the next plan; if anything
     planned would be kept by now, or a plan that asked nobody would ask by now, nothing is deleted. The caller has made
@@ -332,7 +341,7 @@ def apply(catalogue: Catalogue, ops: str, run: str, shown: Evidence, *, proof_da
                 report(f"deleted {row.backup}, undo until {show(row.undo_until or started)}: {row.rule}")
     finding = passed({"deleted": wanted, "objects in this try": objects})
     threshold, source = "what was planned", catalogue.database
-    return evidence.keep(ops, run, APPLIED, finding, threshold=threshold, source=source, started=started)
+    return evidence.keep(ops, run, item, finding, threshold=threshold, source=source, started=started)
 
 
 def _require_unchanged(shown: Evidence, again: Plan) -> None:

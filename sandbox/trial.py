@@ -48,12 +48,11 @@ CONNECTIONS: Mapping[str, tuple[str, ...]] = {
 _MADE = ("payme_ops_db", "payme_airflow_db")
 _HERE, _CONTAINER, _STORE = "127.0.0.1", "payme-api", "s3:8333"
 _USER = 50000  # of the image
-_FIRST_PORT = 15000
 
 
 def make(folder: Path) -> None:
     """Everything that the trial's containers mount, in `folder`; what is there already is kept."""
-    world = _world(folder / "world")
+    world = worlds.build(folder / "world")
     env = write(
         folder,
         world,
@@ -71,7 +70,11 @@ def make(folder: Path) -> None:
             text = json.dumps(connection).replace(*where) if name.startswith("payme_s3_") else json.dumps(connection)
             known[name] = json.loads(text.replace(_HERE, _CONTAINER))
         _put(file, json.dumps(known, indent=1))
-    env.write_text(env.read_text().replace(_HERE, _CONTAINER))
+    # The image has its own programs of PostgreSQL and a volume for restores.
+    lines = [
+        line for line in env.read_text().splitlines() if "_CLIENT_DIRS=" not in line and "_SCRATCH_DIR=" not in line
+    ]
+    env.write_text("\n".join(lines).replace(_HERE, _CONTAINER) + "\n")
     _put(folder / "secrets" / "trial_s3.json", json.dumps({"identities": _identities(world)}, indent=1))
     if os.geteuid() == 0:
         for place in (folder / "secrets" / "trial_s3.json", folder / "world", *(folder / "world").rglob("*")):
@@ -146,19 +149,11 @@ def _identities(world: World) -> list[dict[str, object]]:
     ]
 
 
-def _world(root: Path) -> World:
-    """With ports that are always the same, since they stand in what is written down."""
-    for number, service in enumerate(worlds.SERVICES):
-        os.environ.setdefault(f"PAYME_SANDBOX_PORT_{service.upper()}", str(_FIRST_PORT + number))
-    return worlds.build(root)
-
-
 def serve(root: Path, store: str, address: str) -> None:
     """The world without its S3, reached from other containers at `address`, until SIGTERM.
 
     The sandbox listens on 127.0.0.1 only, so each port of that address is forwarded to it.
     """
-    _world(root)
     with worlds.running(root, say=print) as (world, supervisor):
         os.environ[s3.PASSWORD_VARIABLE] = world.secrets["postgres.postgres"]
         s3.create_buckets(store)

@@ -64,12 +64,15 @@ def record(ops: str, context: Any, verdict: Verdict, measured: Any) -> Evidence:
     return made
 
 
-def reply(gate: ApprovalGate, context: Any, choice: str, user: str | None, reason: str = "") -> Any:
+def reply(
+    gate: ApprovalGate, context: Any, choice: str, user: str | None, reason: str = "", number: str | None = None
+) -> Any:
+    """`number` is what FAB knows a user by; SimpleAuthManager has the name alone."""
     event = {
         "chosen_options": [choice],
         "params_input": {"break_glass_reason": reason},
         "responded_at": utc_now(),
-        "responded_by_user": {"id": user, "name": user} if user else None,
+        "responded_by_user": {"id": number or user, "name": user} if user else None,
     }
     return gate.execute_complete(context, event)
 
@@ -106,13 +109,15 @@ def test_another_person_approves_what_was_shown(ops: str, context: Any, gate: Ap
         approval.require_approval(context, gate=GATE, evidence_item=ITEM)
 
 
-@pytest.mark.parametrize("user", ["oncall", None])
-def test_who_asked_or_nobody_cannot_approve(ops: str, context: Any, gate: ApprovalGate, user: str | None) -> None:
+@pytest.mark.parametrize(("user", "number"), [("oncall", None), ("oncall", "7"), (None, None)])
+def test_who_asked_or_nobody_cannot_approve(
+    ops: str, context: Any, gate: ApprovalGate, user: str | None, number: str | None
+) -> None:
     record(ops, context, Verdict.INCONCLUSIVE, {"rows": 7})
     with pytest.raises(TaskAwaitingInput):
         gate.execute(context)
     with pytest.raises(NotApproved):
-        reply(gate, context, "Approve", user, reason="in a hurry")
+        reply(gate, context, "Approve", user, reason="in a hurry", number=number)
 
 
 @pytest.mark.parametrize(("user", "says"), [("approver", "Reject by approver"), (None, "Reject by nobody in time")])

@@ -1,4 +1,4 @@
-"""A browser of few words: it keeps cookies, and fills in forms that are protected against others'."""
+"""A browser of few words, behind a proxy that speaks TLS: it keeps cookies, and fills in forms."""
 
 import http.client
 import re
@@ -6,16 +6,22 @@ from urllib.parse import urlencode, urlsplit
 
 
 class Browser:
-    """Cookies go back whatever they say of TLS: the server is on loopback, and so is who listens."""
+    """At that address, as the proxy says."""
 
-    def __init__(self, url: str) -> None:
-        self._host = urlsplit(url).netloc
+    def __init__(self, url: str, address: str) -> None:
+        self._host, self._address = urlsplit(url).netloc, address
         self.cookies: dict[str, str] = {}  # as they were set, with what the server said of them
 
     def go(self, method: str, path: str, form: dict[str, str] | None = None) -> tuple[int, str]:
         """Status, and the page or where it leads."""
         sent = "; ".join(cookie.partition(";")[0] for cookie in self.cookies.values())
-        headers = {"Cookie": sent} | ({"Content-Type": "application/x-www-form-urlencoded"} if form else {})
+        headers = {
+            "Cookie": sent,
+            "Content-Type": "application/x-www-form-urlencoded",
+            "Referer": f"https://{self._host}{path}",
+            "X-Forwarded-For": self._address,
+            "X-Forwarded-Proto": "https",
+        }
         connection = http.client.HTTPConnection(self._host, timeout=60)
         connection.request(method, path, urlencode(form) if form else None, headers)
         answer = connection.getresponse()

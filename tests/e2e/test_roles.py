@@ -442,7 +442,9 @@ def test_who_has_left_is_shut_out_at_once(office: Office) -> None:
 
 
 def test_what_the_file_says_counts_whatever_was_clicked(office: Office, tmp_path: Path) -> None:
-    """A permission leaves its role with the file, a role of Airflow's own is taken from who has it."""
+    """A permission leaves its role with the file, a role of Airflow's own is taken from who has it; and the way back
+    when no admin is left.
+    """
     folder, other = office.world.root / "secrets", tmp_path / "roles.json"
     office.passwords[AUDITOR] = secrets.token_hex(16)
     (folder / "airflow_auditor_password").write_text(office.passwords[AUDITOR])
@@ -453,14 +455,17 @@ def test_what_the_file_says_counts_whatever_was_clicked(office: Office, tmp_path
     person = f"{office.world.url('airflow')}/auth/fab/v1/users/viewer?update_mask=roles"
     assert call("PATCH", person, roles, token=office.admin.token)[0] == 200
     eventually(lambda: office.try_as("viewer", ("GET", "/connections", None)) == 200, "Op to count", 10 * CACHED)
+    office.metadata("UPDATE ab_user SET active = false WHERE username = 'first_admin'")
 
-    told = accounts(office.env, folder, other).stdout.splitlines()[-4:]
+    told = accounts(office.env, folder, other).stdout.splitlines()[-5:]
     assert told == [
         "operator may no longer: can_edit Task Instances",
         "approver may no longer: can_edit Task Instances",
         "viewer is no longer Op",
+        "the account first_admin was set to its role and password",
         "the account auditor was set to its role and password",
     ]
+    assert token(office.world, "first_admin", (folder / "airflow_first_admin_password").read_text().strip())
     marked: Call = ("PATCH", gate(office.runs["own"]), {"note": "seen"})
     eventually(lambda: office.try_as("operator", marked) == 403, "the role to be less", 10 * CACHED)
     eventually(lambda: office.try_as("viewer", ("GET", "/connections", None)) == 403, "Op to be gone", 10 * CACHED)

@@ -22,7 +22,7 @@ _PAGE, _MAX_PAGES = 100, 20
 
 @dataclass(frozen=True)
 class AirflowApi:
-    """Base URL, and an account of the least role that may read the event log (`viewer`)."""
+    """Base URL, and an account of the least role that may read the event log (docs/roles.md: `auditor`)."""
 
     url: str
     login: str

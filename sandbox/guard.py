@@ -219,8 +219,7 @@ def _rules(name: str, call: Call) -> list[Rule]:
     values = _values(call)
     if name in _documents():
         return _filled(name, tuple(values.items()))
-    user = _iam_user(name)
-    return [rule for title, text in user.policies.items() for rule in parse(title, text, values)] if user else []
+    return [rule for title, text in _policies_of(_iam_user(name)) for rule in parse(title, text, values)]
 
 
 @cache
@@ -258,6 +257,12 @@ def _values(call: Call) -> dict[str, str]:
 def _bucket_of(call: Call) -> str:
     arn = call.context.get("kms:EncryptionContext:aws:s3:arn", call.resource)
     return arn.removeprefix("arn:aws:s3:::").partition("/")[0]
+
+
+def _policies_of(user: Any) -> Iterator[tuple[str, str]]:
+    yield from user.policies.items()
+    for one in user.managed_policies.values():
+        yield one.name, next(version.document for version in one.versions if version.is_default)
 
 
 def _iam_user(access_key: str) -> Any:

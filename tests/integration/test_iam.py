@@ -1,6 +1,8 @@
 """The policies of docs/iam: what the desk does needs each permission of them, and no other. The sandbox judges."""
 
 import json
+import re
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -24,7 +26,6 @@ WRITE, RESTORE, PRUNE = "payme_s3_write", "payme_s3_restore", "payme_s3_prune"
 OPS = "service=payme_ops_db"
 # The kinds of records that are kept in a bucket.
 KINDS = ("release", "phone_encryption", "phone_encryption_rehearsal", "erasure_certificate")
-SECRET_KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
 ANY: dict[str, str] = dict.fromkeys(
     ("BUCKET", "COPY_BUCKET", "REGION", "COPY_REGION", "ACCOUNT", "PROFILE", "KMS_KEY", "COPY_KMS_KEY"), "any"
 )
@@ -187,7 +188,9 @@ def kms_client(installation: Installation, profile: str | None, region: str) -> 
     """Of that profile; without one it may do everything."""
     url = installation.site.world.url("s3")
     if profile is None:
-        return boto3.client("kms", endpoint_url=url, region_name=region, **SECRET_KEYS)
+        return boto3.client(
+            "kms", endpoint_url=url, region_name=region, aws_access_key_id="any", aws_secret_access_key="any"
+        )
     return boto3.Session(profile_name=profile, region_name=region).client("kms")
 
 
@@ -282,3 +285,142 @@ def test_what_is_not_theirs_is_refused_in_both_buckets(installation: Installatio
             error = refused.value.response["Error"]
             assert (error["Code"], f"to perform: {action} on" in error["Message"]) == ("AccessDenied", True), error
         assert list(bucket.versions("")) == before
+
+
+# --- what S3 does not tell --------------------------------------------------------------------------------------------
+
+
+def test_who_may_not_list_is_not_told_that_something_is_missing(installation: Installation) -> None:
+    """403 in place of 404: a policy without s3:ListBucket would look like a store that is broken."""
+    url = installation.site.world.url("s3")
+    admin = boto3.client(
+        "iam", endpoint_url=url, region_name="us-east-1", aws_access_key_id="any", aws_secret_access_key="any"
+    )
+    name = installation.bucket_name
+    admin.create_user(UserName=name)
+    made = admin.create_access_key(UserName=name)["AccessKey"]
+    reader = boto3.client(
+        "s3",
+        endpoint_url=url,
+        region_name=world.HOME_REGION,
+        aws_access_key_id=made["AccessKeyId"],
+        aws_secret_access_key=made["SecretAccessKey"],
+    )
+
+    def allow(*statements: dict[str, str]) -> None:
+        policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", **one} for one in statements]}
+        admin.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=json.dumps(policy))
+
+    def status() -> int:
+        with pytest.raises(ClientError) as answer:
+            reader.head_object(Bucket=name, Key="missing")
+        return int(answer.value.response["ResponseMetadata"]["HTTPStatusCode"])
+
+    read = {"Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{name}/*"}
+    allow(read)
+    assert status() == 403
+    allow(read, {"Action": "s3:ListBucket", "Resource": f"arn:aws:s3:::{name}"})
+    assert status() == 404
+
+
+def test_locks_are_shown_to_whom_they_concern(installation: Installation) -> None:
+    bucket = installation.store
+    bucket.put(ARCHIVE, b"bytes")
+    lock: Any = {"Mode": "GOVERNANCE", "RetainUntilDate": LATER}
+    bucket.client.put_object_retention(Bucket=bucket.name, Key=ARCHIVE, Retention=lock)
+    seen = {name: replace(bucket, client=client_of(name)).head(ARCHIVE).retain_until for name in (WRITE, PRUNE)}
+    assert seen[WRITE] is None
+    assert seen[PRUNE] is not None
+
+
+# --- secrets ---------------------------------------------------------------------------------------------------------
+
+
+README = (guard.POLICIES / "README.md").read_text()
+CONFIG = ("sql_alchemy_conn", "fernet_key", "jwt_secret", "secret_key")
+
+
+def services() -> dict[str, set[str]]:
+    """Of each row of the README's table, the names of the secrets."""
+    rows = re.findall(r"^\| `([a-z-]+)` \| (.*) \| (.*) \| (yes|-) \|$", README, re.MULTILINE)
+    return {
+        service: {
+            *(f"airflow/connections/{name}" for name in re.findall(r"`(\w+)`", names)),
+            *(f"keys/{name}" for name in re.findall(r"`([\w.-]+)`", keys)),
+            *(f"airflow/config/{name}" for name in CONFIG if own == "yes"),
+        }
+        for service, names, keys, own in rows
+    }
+
+
+def secrets_client(installation: Installation, access_key: str) -> Any:
+    return boto3.client(
+        "secretsmanager",
+        endpoint_url=installation.site.world.url("s3"),
+        region_name=world.HOME_REGION,
+        aws_access_key_id=access_key,
+        aws_secret_access_key="any",
+    )
+
+
+def may_read(client: Any, secret_id: str) -> bool:
+    try:
+        client.get_secret_value(SecretId=secret_id)
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "AccessDeniedException":
+            raise
+        return False
+    return True
+
+
+def readable(client: Any, arns: dict[str, str]) -> set[str]:
+    """Which of these that client may read, by name and by ARN."""
+    found = {name for name in arns if may_read(client, name)}
+    assert {name for name, arn in arns.items() if may_read(client, arn)} == found
+    return found
+
+
+@pytest.fixture
+def arns(installation: Installation) -> dict[str, str]:
+    """Every secret that the desk knows, of production, and the application's; and ARN of each."""
+    names = {f"payme/production/{name}" for wanted in services().values() for name in wanted}
+    names |= {"payme/production/airflow/connections/payme_db_read_of_another"}
+    admin = secrets_client(installation, "any")
+    made = {name: put_secret(admin, name) for name in sorted(names)}
+    return made | {name: put_secret(admin, name) for name in ("payme/production/secrets", "payme/staging/secrets")}
+
+
+def put_secret(admin: Any, name: str) -> str:
+    try:
+        return str(admin.create_secret(Name=name, SecretString="{}")["ARN"])
+    except admin.exceptions.ResourceExistsException:
+        return str(admin.describe_secret(SecretId=name)["ARN"])
+
+
+def test_each_service_reads_its_secrets_and_no_other(
+    installation: Installation, arns: dict[str, str], judge: Judge
+) -> None:
+    assert {f"secrets_{name}" for name in [*services(), "one-machine"]} == {
+        path.stem for path in guard.POLICIES.glob("secrets_*.json")
+    }
+    for service, wanted in services().items():
+        found = readable(secrets_client(installation, f"secrets_{service}"), arns)
+        assert found == {f"payme/production/{name}" for name in wanted}, service
+    assert readable(secrets_client(installation, "payme_secrets"), arns) == {
+        "payme/production/secrets",
+        "payme/staging/secrets",
+    }
+    documents = [*(f"secrets_{service}" for service in services()), "payme_secrets"]
+    assert sorted(permissions(*documents) ^ judge.used) == []
+
+
+@pytest.mark.parametrize("service", ["worker-default", "worker-release", "worker-desk", "triggerer"])
+def test_what_opens_backups_and_phone_numbers_stays_with_its_worker(service: str) -> None:
+    assert services()[service].isdisjoint(
+        {"keys/drill.age-identity", "keys/encryption_key", "airflow/connections/payme_db_migrate"}
+    )
+
+
+@pytest.mark.parametrize("service", [name for name in services() if name.startswith("worker-")])
+def test_no_worker_reads_airflows_own_secrets(service: str) -> None:
+    assert [name for name in services()[service] if name.startswith("airflow/config/")] == []

@@ -10,9 +10,6 @@ from tests.distributed.farm import Farm
 
 @pytest.fixture(scope="session")
 def farm() -> Iterator[Farm]:
-    """It, healthy; and its settings for what the tests do themselves."""
-    with pytest.MonkeyPatch.context() as patch, host.running() as running:
-        for name, value in running.world.env.items():
-            if name.startswith("PAYME_OPS__") or name == "ENCRYPTION_KEY":
-                patch.setenv(name, value)
+    """It, healthy."""
+    with host.running() as running:
         yield running

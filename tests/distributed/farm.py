@@ -15,12 +15,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import redis
@@ -98,7 +99,12 @@ class Farm:
 
     def broker(self) -> "redis.Redis":
         """Redis, by the way that workers take."""
-        return redis.Redis.from_url((self.root / "scheduler" / "secrets" / "broker_url").read_text())
+        return redis.Redis.from_url(self.broker_url)
+
+    @property
+    def broker_url(self) -> str:
+        """Of Redis, with its password, as the scheduler has it."""
+        return (self.root / "scheduler" / "secrets" / "broker_url").read_text()
 
     @property
     def root(self) -> Path:
@@ -135,6 +141,12 @@ def process_of(task: Mapping[str, Any], *, supervisor: bool = False) -> psutil.P
     return None
 
 
+def unparsed(farm: Farm, dag: str) -> str | None:
+    """A ready condition: Airflow knows the DAG."""
+    status, _ = call("GET", f"{farm.api.url}/api/v2/dags/{dag}", token=farm.api.token)
+    return None if status == 200 else "its file to be read"
+
+
 @contextmanager
 def running(*, size: str = "workers") -> Iterator[Farm]:
     """The world and the host, everything healthy. A minute and a half to start on two cores."""
@@ -147,7 +159,10 @@ def running(*, size: str = "workers") -> Iterator[Farm]:
             world.running(root, size=size) as (here, supervisor),
             proxy_before(here.ports["s3"]) as store,
             proxy_before(here.ports["payme_api"]) as payme,
+            ExitStack() as stack,
         ):
+            # What the caller does itself, it does as the desk.
+            stack.enter_context(patch.dict(os.environ, {**_ours(here), "ENCRYPTION_KEY": here.env["ENCRYPTION_KEY"]}))
             farm = _laid_out(here, supervisor, store, payme)
             farm.start("desk-postgres", "redis")
             supervisor.run(farm.processes["init"])
@@ -222,15 +237,19 @@ def _logs_connection(here: World) -> dict[str, Any]:
     return {"conn_type": "aws", "login": "logs", "password": "logs", "extra": door}
 
 
-def _settings(here: World, kept: Path) -> dict[str, str]:
-    """The .env of the host: what is no secret."""
-    ours = {
+def _ours(here: World) -> dict[str, str]:
+    """Settings of the desk that are no secret."""
+    return {
         name: value
         for name, value in here.env.items()
         if name.startswith("PAYME_OPS__") and not name.endswith(("_FILE", "SCRATCH_DIR"))
     }
+
+
+def _settings(here: World, kept: Path) -> dict[str, str]:
+    """The .env of the host."""
     return {
-        **ours,
+        **_ours(here),
         "PAYME_OPS_SECRETS": str(kept),
         "AIRFLOW__API__BASE_URL": here.url("airflow"),
         "AIRFLOW__WORKERS__SECRETS_BACKEND": "airflow.secrets.local_filesystem.LocalFilesystemBackend",
@@ -324,8 +343,8 @@ def _desk_postgres(farm: Farm) -> Process:
 
 
 def _logs(farm: Farm) -> None:
-    place = {"LocationConstraint": world.HOME_REGION}
-    s3.client(farm.world.url("s3")).create_bucket(Bucket=LOGS, CreateBucketConfiguration=place)  # type: ignore[typeddict-item]
+    client = s3.client(farm.world.url("s3"))
+    client.create_bucket(Bucket=LOGS, CreateBucketConfiguration={"LocationConstraint": "af-south-1"})
 
 
 def _people(farm: Farm) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from payme_ops.backup.catalogue import Catalogue, State, Stores
+from payme_ops.backup import catalogue as backups
+from payme_ops.backup.catalogue import Catalogue, Entry, State, Stores
 from payme_ops.foundation.objectstore import Bucket
 from payme_ops.migration import envelope
 from payme_ops.migration.names import PHONE_NUMBER
@@ -22,107 +23,150 @@ from sandbox.builds import commit_of
 from sandbox.http import call
 from sandbox.payme_db.generate import phone_number
 from tests.distributed import work
-from tests.distributed.farm import LOGS, Farm
-from tests.distributed.work import WITHIN_SECONDS, Backfill, Deployment, Request, Way, Work
+from tests.distributed.farm import LOGS, Farm, unparsed
+from tests.distributed.work import WITHIN_SECONDS, Deployment, Way, Work
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1800)]
+
+DEPLOY_SECONDS = 150  # longer than until it was struck twice
 
 
 @dataclass
 class Story:
-    """What was struck, and how it ended."""
+    """What was struck, and what it was about."""
 
     farm: Farm
-    first_backup: str
-    backups: list[Request]
-    restore_tests: list[Request]
-    backfills: list[Backfill]
+    first_backup: Entry
     release: Release
-    deployed: list[Deployment]
-
-    @property
-    def struck(self) -> list[Work]:
-        """Every run that was struck; the release counts for each of its tasks."""
-        return [*self.backups, *self.restore_tests, *self.backfills, *self.deployed]
+    struck: list[Work]
 
 
-def catalogue(farm: Farm) -> Catalogue:
-    """The backups, seen by somebody who may do everything."""
+def entries(farm: Farm) -> list[Entry]:
+    """The catalogue, seen by somebody who may do everything."""
     client, env = s3.client(farm.world.url("s3")), farm.world.env
     keys = [[env[f"PAYME_OPS__BACKUP__{name}_KEYS"]] for name in ("TRUSTED", "VERIFICATION")]
-    return Catalogue(Stores(Bucket(client, world.HOME_BUCKET), Bucket(client, world.COPY_BUCKET)), "payme", *keys)
+    stores = Stores(Bucket(client, world.HOME_BUCKET), Bucket(client, world.COPY_BUCKET))
+    return list(backups.entries(Catalogue(stores, "payme", *keys)))
+
+
+@dataclass
+class Teller:
+    """Waits for middles and ends, and says yes for people meanwhile."""
+
+    farm: Farm
+    people: dict[str, airflow.Api]
+    deployment: str
+
+    def until_held(self, *works: Work, tries: int, unanswered: str = "") -> None:
+        """Each stands in its middle, at that try; this question is not answered meanwhile."""
+
+        def missing() -> str | None:
+            work.answer(self.farm, self.people, self.deployment, but=unanswered)
+            return "; ".join(filter(None, [one.missing(tries) for one in works])) or None
+
+        self.farm.until(missing, "the middle of everything", WITHIN_SECONDS)
+
+    def until_backed_up(self) -> None:
+        """The release has its final backup."""
+        final = Work(self.farm, "deployment", "final_backup", "restore", run=self.deployment)
+
+        def missing() -> str | None:
+            work.answer(self.farm, self.people, self.deployment)
+            task = final.instance()
+            return None if task and task["state"] == "success" else "the release's final backup"
+
+        self.farm.until(missing, "the final backup", WITHIN_SECONDS)
+
+    def until_ended(self, *works: Work) -> None:
+        """Every run has ended, well or not."""
+
+        def missing() -> str | None:
+            work.answer(self.farm, self.people, self.deployment)
+            return "; ".join(filter(None, [one.left() for one in works])) or None
+
+        self.farm.until(missing, "the end of everything", WITHIN_SECONDS)
 
 
 @pytest.fixture(scope="module")
 def story(farm: Farm) -> Story:
-    """Both rounds, told from the beginning."""
+    """As it was told."""
+    return tell(farm)
+
+
+def tell(farm: Farm) -> Story:
+    """Both rounds, from the beginning."""
     farm.supervisor.start(world.application(farm.world))
     api(farm, "POST", "/admin/start", {"version": "2.4.0"})
-    people = {name: farm.login(name) for name in ("approver", "lead")}
     for dag in ("backup_daily", "backup_restore_test", "deployment", "mapped_backfill"):
-        farm.until(partial(parsed, farm, dag), dag)
+        farm.until(partial(unparsed, farm, dag), dag)
     _, state = airflow.run_dag(farm.supervisor, farm.api, "backup_daily", {"reason": "to test"}, WITHIN_SECONDS)
     assert state == "success"
-    [before] = catalogue(farm).entries()
-    archive = before.key.replace("manifest.json", "archive.dump.age")
-    ranges = work.prepare_backfill(farm)
-    release = work.release(farm)
-    deployment = work.begin_release(farm, release)
+    [before] = entries(farm)
+    ranges, release = work.prepare_backfill(farm), work.release(farm)
+    people = {name: farm.login(name) for name in ("approver", "lead")}
+    teller = Teller(farm, people, work.begin_release(farm, release))
+    first = _with_its_host(teller, before, ranges[:2])
+    second = _process_by_process(teller, before, ranges[2:])
+    return Story(farm, before, release, [*first, *second])
 
-    def until_ready(works: list[Work], tries: int, *, but: tuple[str, ...] = ()) -> None:
-        def missing() -> str | None:
-            work.answer(farm, people, deployment, but=but)
-            return "; ".join(filter(None, [one.missing(tries) for one in works])) or None
 
-        farm.until(missing, "the middle of everything", WITHIN_SECONDS)
-
-    def until_done(works: list[Work]) -> None:
-        farm.until(lambda: "; ".join(filter(None, [one.left() for one in works])) or None, "the end", WITHIN_SECONDS)
-
-    # Round 1: all that a worker has started is gone at once, as with its host. Then Redis and the desk's database.
-    frozen = Deployment(farm, "deployment", "freeze_orders", "release", deployment, path="/admin/orders/freeze")
-    frozen.again()
-    first = [work.backup(farm), work.restore_test(farm, archive), work.mapped_backfill(farm, ranges[:2])]
-    for one in first:
+def _begun(teller: Teller, before: Entry, ranges: list[tuple[int, int]], unanswered: str = "") -> list[Work]:
+    """A backfill, a backup and a restore test, each in its middle. A backfill does not begin beside a backup."""
+    farm = teller.farm
+    encrypted = work.mapped_backfill(farm, ranges)
+    encrypted.begin()
+    teller.until_held(encrypted, tries=1, unanswered=unanswered)
+    others = [work.backup(farm), work.restore_test(farm, before)]
+    for one in others:
         one.begin()
-    until_ready(first, 1, but=("go_no_go_second",))  # its request cannot be held for long
-    until_ready([frozen], 1)
-    for one in (*first, frozen):
+    teller.until_held(*others, tries=1, unanswered=unanswered)
+    return [encrypted, *others]
+
+
+def _with_its_host(teller: Teller, before: Entry, ranges: list[tuple[int, int]]) -> list[Work]:
+    """Round 1: all that a worker has started is gone at once; then Redis and the desk's database, in the second try."""
+    farm = teller.farm
+    frozen = Deployment(
+        farm, "deployment", "freeze_orders", "release", run=teller.deployment, path="/admin/orders/freeze"
+    )
+    works = _begun(teller, before, ranges, unanswered="go_no_go_second")  # its request cannot be held for long
+    frozen.again()
+    teller.until_held(frozen, tries=1)
+    for one in (*works, frozen):
         one.again()
-    work.strike(Way.TREE, [*first, frozen])
-    until_ready([*first, frozen], 2)
+    work.strike(Way.TREE, [*works, frozen])
+    teller.until_held(*works, tries=2)
     farm.stop("redis")
     farm.start("redis")
     farm.supervisor.kill("desk-postgres")
     farm.start("desk-postgres")
-    for one in (*first, frozen):
+    for one in (*works, frozen):
         one.let_go()
-    until_done(first)
+    teller.until_ended(*works)
+    return [*works, frozen]
 
-    # Round 2, once the backup of the release is there: first Celery's parent alone, then the tasks' supervisors.
-    api(farm, "POST", "/control", {"deploy_seconds": 60})
-    deployed = Deployment(farm, "deployment", "deploy", "release", deployment, path="/deploy")
+
+def _process_by_process(teller: Teller, before: Entry, ranges: list[tuple[int, int]]) -> list[Work]:
+    """Round 2: first Celery's parent alone, then the supervisors of the tasks' second try."""
+    farm = teller.farm
+    api(farm, "POST", "/control", {"deploy_seconds": DEPLOY_SECONDS})
+    deployed = Deployment(farm, "deployment", "deploy", "release", run=teller.deployment, path="/deploy")
     deployed.again()
-    second = [work.restore_test(farm, archive), work.mapped_backfill(farm, ranges[2:])]
-    for one in second:
-        one.begin()
-    until_ready(second, 1)
-    until_ready([deployed], 1)
-    for way, tries in ((Way.PARENT, 2), (Way.SUPERVISOR, 3)):
-        for one in second:
-            one.again()
-        work.strike(way, [*second, deployed])
-        until_ready(second, tries)
-    for one in (*second, deployed):
+    teller.until_backed_up()  # one run of backup_daily at a time: the release would wait for the test
+    works = _begun(teller, before, ranges)
+    teller.until_held(deployed, tries=1)
+    for one in works:
+        one.again()
+    work.strike(Way.PARENT, [*works, deployed])
+    teller.until_held(*works, deployed, tries=2)
+    for one in works:
+        one.again()
+    work.strike(Way.SUPERVISOR, [*works, deployed])
+    teller.until_held(*works, tries=3)
+    for one in (*works, deployed):
         one.let_go()
-    until_done([*second, deployed])
-    return Story(farm, before.key, [first[0]], [first[1], second[0]], [first[2], second[1]], release, [frozen, deployed])
-
-
-def parsed(farm: Farm, dag: str) -> str | None:
-    """A ready condition: Airflow knows the DAG."""
-    status, _ = call("GET", f"{farm.api.url}/api/v2/dags/{dag}", token=farm.api.token)
-    return None if status == 200 else "its file to be read"
+    teller.until_ended(*works, deployed)
+    return [*works, deployed]
 
 
 def api(farm: Farm, method: str, path: str, body: object = None) -> dict[str, Any]:
@@ -146,12 +190,12 @@ def test_a_backup_is_one_manifest_and_leaves_no_upload(story: Story) -> None:
     uploads = client.list_multipart_uploads(Bucket=world.HOME_BUCKET).get("Uploads", [])
     assert [one["Key"] for one in uploads] == []
     runs = [one["dag_run_id"] for one in story.farm.api.call("GET", "/dags/backup_daily/dagRuns")["dag_runs"]]
-    assert len(catalogue(story.farm).entries()) == len(runs)
+    assert len(entries(story.farm)) == len(runs)
 
 
 def test_a_restore_test_says_what_a_backup_is_worth(story: Story) -> None:
-    found = {one.key: one.state for one in catalogue(story.farm).entries()}
-    assert found[story.first_backup] is State.VERIFIED
+    found = {one.key: one.state for one in entries(story.farm)}
+    assert found[story.first_backup.key] is State.VERIFIED
     scratch = story.farm.root / "worker-restore" / "scratch"
     assert [one for one in scratch.rglob("*") if one.is_file()] == []
 
@@ -162,12 +206,12 @@ def test_each_row_is_encrypted_once(story: Story) -> None:
         again = connection.execute(
             "SELECT id, count(*) FROM encrypted_again GROUP BY id HAVING count(*) > 1"
         ).fetchall()
-        rows = dict(connection.execute("SELECT id, phone_number_encrypted FROM users WHERE id <= 20000").fetchall())
+        rows = connection.execute("SELECT id, phone_number_encrypted FROM users WHERE id <= 20000").fetchall()
     assert again == []
     keys = envelope.load_keys(farm.world.env, key_id="k1", names=PHONE_NUMBER)
     wrong = [
         key
-        for key, stored in rows.items()
+        for key, stored in rows
         if envelope.decrypt(keys, PHONE_NUMBER.associated_data(key), stored) != phone_number(key)
     ]
     assert wrong == []

@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 import psycopg
 
+from payme_ops.backup.catalogue import Entry
 from payme_ops.foundation import evidence, settings
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.evidence import passed
@@ -120,8 +121,9 @@ def backup(farm: Farm) -> Request:
     return Request(farm, "backup_daily", "dump_and_store", "default", method="PUT", contains="partNumber=1")
 
 
-def restore_test(farm: Farm, archive: str) -> Request:
-    """The restore test, held before the archive (its key) comes."""
+def restore_test(farm: Farm, backup: Entry) -> Request:
+    """The restore test of that backup, held before its archive comes."""
+    archive = backup.key.replace("manifest.json", "archive.dump.age")
     return Request(farm, "backup_restore_test", "restore_and_compare", "restore", method="GET", contains=archive)
 
 
@@ -232,15 +234,15 @@ def release(farm: Farm) -> Release:
 
 def begin_release(farm: Farm, made: Release) -> str:
     """Start its deployment, as pre_deployment does."""
-    body = {"logical_date": None, "dag_run_id": made.id, "conf": {}}
+    body: dict[str, object] = {"logical_date": None, "dag_run_id": made.id, "conf": {}}
     return str(farm.api.call("POST", "/dags/deployment/dagRuns", body)["dag_run_id"])
 
 
-def answer(farm: Farm, people: dict[str, Api], run: str, *, but: tuple[str, ...] = ()) -> None:
-    """Say yes to what the release asks, but to these questions: lead says the second go, approver everything else."""
+def answer(farm: Farm, people: dict[str, Api], run: str, *, but: str = "") -> None:
+    """Say yes to what the release asks, but to this question: lead says the second go, approver everything else."""
     for task in farm.api.tasks("deployment", run):
         name = task["task_id"]
-        if task["state"] != "awaiting_input" or name in but or farm.api.not_asking("deployment", run, name):
+        if task["state"] != "awaiting_input" or name == but or farm.api.not_asking("deployment", run, name):
             continue
         people["lead" if name == "go_no_go_second" else "approver"].answer("deployment", run, name, "Approve")
 

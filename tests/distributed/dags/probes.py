@@ -1,7 +1,9 @@
 """What a task of each queue can reach: told by name and digest, never by value."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from airflow.sdk import Connection, Param, dag, task
 from airflow.sdk.exceptions import AirflowNotFoundException
@@ -9,21 +11,21 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 QUEUES = ("default", "restore", "migration", "release", "desk")
 
 
-def opened(file):
+def opened(file: str) -> bool:
     try:
         return bool(Path(file).read_bytes())
     except OSError:
         return False
 
 
-def known(name):
+def known(name: str) -> bool:
     try:
         return bool(Connection.get(name))
     except AirflowNotFoundException:
         return False
 
 
-def digests():
+def digests() -> Iterator[str]:
     """Of every value in the environment of every process that it may look into, its own too."""
     for file in Path("/proc").glob("[0-9]*/environ"):
         try:
@@ -41,17 +43,18 @@ def digests():
         "digests": Param([], type="array"),
     },
 )
-def probes():
-    def probe(queue):
+def probes() -> None:
+    def probe(queue: str) -> None:
         @task(task_id=queue, queue=queue)
-        def look(params):
+        def look(params: dict[str, Any] | None = None) -> dict[str, list[str]]:
+            asked = params or {}
             return {
-                "files": [file for file in params["files"] if opened(file)],
-                "connections": [name for name in params["connections"] if known(name)],
-                "digests": sorted(set(digests()) & set(params["digests"])),
+                "files": [file for file in asked["files"] if opened(file)],
+                "connections": [name for name in asked["connections"] if known(name)],
+                "digests": sorted(set(digests()) & set(asked["digests"])),
             }
 
-        return look()
+        look()
 
     for queue in QUEUES:
         probe(queue)

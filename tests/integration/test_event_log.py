@@ -28,6 +28,7 @@ from payme_ops.foundation.errors import (
     StoreUnavailable,
     Untrusted,
 )
+from payme_ops.foundation.sql import load
 from tests.support import document, metadata
 from tests.support.installation import Installation, quiet
 from tests.support.proxy import Proxy
@@ -220,7 +221,7 @@ def test_an_incomplete_export_is_not_committed(
     log: psycopg.Connection, desk: Desk, installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(log, 3)
-    rows, load = "desk/event_log_rows.sql", event_log.load
+    rows = "desk/event_log_rows.sql"
     # As an index that has lost an entry would answer.
     lossy = sql.SQL(load(rows).as_string().replace("WHERE", "WHERE id <> 2 AND"))
     monkeypatch.setattr(event_log, "load", lambda name: lossy if name == rows else load(name))

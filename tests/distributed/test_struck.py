@@ -132,6 +132,8 @@ def _with_its_host(teller: Teller, before: Entry, ranges: list[tuple[int, int]])
     works = _begun(teller, before, ranges, unanswered="go_no_go_second")  # its request cannot be held for long
     frozen.again()
     teller.until_held(frozen, tries=1)
+    delivered_again = work.redeliver(farm)
+    farm.until(partial(_unrefused, farm, delivered_again), "redelivered messages to be refused")
     for one in (*works, frozen):
         one.again()
     work.strike(Way.TREE, [*works, frozen])
@@ -144,6 +146,13 @@ def _with_its_host(teller: Teller, before: Entry, ranges: list[tuple[int, int]])
         one.let_go()
     teller.until_ended(*works)
     return [*works, frozen]
+
+
+def _unrefused(farm: Farm, count: int) -> str | None:
+    """A ready condition: so many messages came to a task that was at work, and were let go."""
+    logs = (farm.world.root / "logs").glob("worker-*.log")
+    refused = sum(path.read_text(errors="replace").count("ignoring redelivered message") for path in logs)
+    return None if refused >= count else f"{refused} of {count}"
 
 
 def _process_by_process(teller: Teller, before: Entry, ranges: list[tuple[int, int]]) -> list[Work]:

@@ -1,5 +1,6 @@
 """The four kinds of work that are struck: how each is begun, held in its middle, and let go on."""
 
+import json
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, partial
@@ -245,6 +246,22 @@ def answer(farm: Farm, people: dict[str, Api], run: str, *, but: str = "") -> No
         if task["state"] != "awaiting_input" or name == but or farm.api.not_asking("deployment", run, name):
             continue
         people["lead" if name == "go_no_go_second" else "approver"].answer("deployment", run, name, "Approve")
+
+
+def redeliver(farm: Farm) -> int:
+    """Put every message whose task is at work back into its queue, as happens after the visibility timeout.
+
+    Returns how many there were, when workers have taken them all.
+    """
+    with farm.broker() as broker:
+        taken = [json.loads(one) for one in broker.hvals("unacked")]
+        for message, _exchange, queue in taken:
+            broker.lpush(queue, json.dumps(message))
+        queues = {queue for *_, queue in taken}
+        eventually(
+            lambda: not any(broker.llen(queue) for queue in queues), "the messages to be taken again", seconds=60
+        )
+    return len(taken)
 
 
 def strike(way: Way, works: list[Work]) -> None:

@@ -43,6 +43,7 @@ class TestEveryDag:
         # Several applications may be down.
         assert dag.max_active_runs == (16 if "area:release" in dag.tags or dag_id == "incident" else 1)
         assert dag.catchup is False
+        assert {kind.value for kind in dag.allowed_run_types}.isdisjoint({"backfill", "asset_materialization"})
         assert dag.dagrun_timeout is None  # it would skip teardowns
 
     def test_every_task_ends_and_retries_what_may_heal(self, dag_bag: Any, dag_id: str) -> None:

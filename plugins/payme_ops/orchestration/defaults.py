@@ -27,6 +27,10 @@ RETRY_POLICY = ExceptionRetryPolicy(
 )
 
 
+# What a run does it does now, whatever its date says: a backfill of last week would delete, or dump, today's.
+_RUN_TYPES = ("scheduled", "manual", "operator_triggered", "asset_triggered")
+
+
 class Area(StrEnum):
     """Tag: which domain a DAG belongs to."""
 
@@ -79,6 +83,7 @@ def dag_options(
         "doc_md": (RUNBOOKS / f"{dag_id}.md").read_text(encoding="utf-8"),
         "tags": [area, risk],
         "catchup": False,
+        "allowed_run_types": _RUN_TYPES,
         "max_active_runs": max_active_runs,
         # No dagrun_timeout anywhere: it skips teardowns. Alerts hang on both levels: a killed task tells nobody.
         "on_failure_callback": [alert_failed_run, sentry.check_in_failed],

@@ -16,23 +16,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
-import yaml
 
 from payme_ops.foundation.clock import EAT
 from payme_ops.release import request
 from sandbox.standin import Answer, Request, Server
+from tests.support.pipeline import DAG_RUNS, THEIRS, Checkout, ask, clone, jobs, workflow
 from tests.support.standins import served
 
 PROJECT = Path(__file__).resolve().parents[2]
 GITHUB = PROJECT / ".github"
-OURS, THEIRS = GITHUB / "workflows" / "ci-cd.yml", PROJECT / "docs" / "payme-api-ci.yml"
+OURS = GITHUB / "workflows" / "ci-cd.yml"
 FILES = [*sorted((GITHUB / "workflows").glob("*.yml")), THEIRS]
 TOOLS = Path(sys.executable).parent
 ACTIONLINT = PROJECT / "tests" / "support" / "actionlint"
@@ -40,17 +39,6 @@ TOKEN, PASSWORD = "deploy-token-of-the-tests", "password-of-the-pipeline"
 COMMIT, OTHER = "a" * 40, "b" * 40
 
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
-
-
-@cache
-def workflow(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.load(file.read_text(), yaml.BaseLoader)  # noqa: S506  # "on" stays a word
-    return found
-
-
-def jobs(file: Path) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = workflow(file)["jobs"]
-    return found
 
 
 def steps(file: Path) -> list[dict[str, Any]]:
@@ -381,7 +369,6 @@ def test_the_script_as_the_job_runs_it_names_what_is_not_set() -> None:
 # -- the API's pipeline asks the desk ----------------------------------------------------------------------------------
 
 
-DAG_RUNS = "/api/v2/dags/pre_deployment/dagRuns"
 LOGIN, START, VERSION = "POST /auth/token", f"POST {DAG_RUNS}", "GET /version"
 MADE, THERE = Answer({"state": "queued"}), Answer({"detail": "it is there"}, 409)
 
@@ -391,68 +378,12 @@ def at(name: str) -> Answer:
     return Answer({"state": name})
 
 
-@dataclass(frozen=True)
-class Checkout:
-    """A clone of the API's repository: the commit that production runs, and the one that is to be released."""
-
-    folder: Path
-    before: str
-    commit: str
-
-    @property
-    def run(self) -> str:
-        """The id of its run."""
-        return f"production-2.4.1-{self.commit[:7]}"
-
-    @property
-    def state(self) -> str:
-        """Asks for that run."""
-        return f"GET {DAG_RUNS}/{self.run}"
-
-
-def clone(folder: Path, changed: str = "src/index.js", version: str = "2.4.1") -> Checkout:
-    """Two commits; the second changes that file."""
-
-    def git(*words: str) -> str:
-        author = ["-c", "user.name=tests", "-c", "user.email=tests@payme.test"]
-        done = subprocess.run(["git", *author, *words], cwd=folder, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    git("init", "--quiet")
-    commits = []
-    for each in ("2.4.0", version):
-        (folder / "package.json").write_text(json.dumps({"version": each}))
-        (folder / changed).parent.mkdir(exist_ok=True)
-        (folder / changed).write_text(each)
-        git("add", ".")
-        git("commit", "--quiet", "--message", each)
-        commits.append(git("rev-parse", "HEAD"))
-    return Checkout(folder, *commits)
-
-
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
     """One that changes no migration."""
     folder = tmp_path / "api"
     folder.mkdir()
     return clone(folder)
-
-
-def ask(url: str, checkout: Checkout, **changed: str) -> "subprocess.CompletedProcess[str]":
-    """Run the step that asks the desk, in that clone; Airflow and the PayMe API are at `url`."""
-    if shutil.which("node") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("node is not installed; install nodejs")
-        pytest.skip("node is not installed")
-    (step,) = [step for step in jobs(THEIRS)["production"]["steps"] if "run" in step]
-    values = {"AIRFLOW_USER": "ci", "AIRFLOW_PASSWORD": PASSWORD, "ASKED_BY": "wanjiku", "AIRFLOW_URL": url}
-    assert set(step["env"]) == {*values, "PAYME_API_URL"}
-    quick = {"LOOK_SECONDS": "0.02", "CALL_SECONDS": "0.3", "LIMIT_SECONDS": "0.5"}
-    env = {**values, **quick, "PATH": os.environ["PATH"], "COMMIT": checkout.commit, "PAYME_API_URL": url, **changed}
-    command = ["bash", "-e", "-c", step["run"]]
-    done = subprocess.run(command, env=env, cwd=checkout.folder, capture_output=True, text=True, timeout=60)
-    assert PASSWORD not in done.stdout + done.stderr
-    return done
 
 
 def answers(checkout: Checkout, *states: Answer | None, **other: list[Answer | None]) -> dict[str, list[Answer | None]]:
@@ -468,7 +399,7 @@ def answers(checkout: Checkout, *states: Answer | None, **other: list[Answer | N
 
 def test_a_checklist_that_passes(serve: Serve, checkout: Checkout) -> None:
     url, service = serve(answers(checkout, at("queued"), at("running"), at("success")))
-    done = ask(url, checkout)
+    done = ask(url, checkout, PASSWORD)
     assert done.returncode == 0, done.stdout + done.stderr
     assert service.calls(LOGIN)[0].json() == {"username": "ci", "password": PASSWORD}
     (started,) = service.calls(START)
@@ -488,7 +419,7 @@ def test_a_checklist_that_passes(serve: Serve, checkout: Checkout) -> None:
 
 def test_the_form_has_the_fields_of_the_dag(serve: Serve, checkout: Checkout) -> None:
     url, service = serve(answers(checkout, at("success")))
-    ask(url, checkout)
+    ask(url, checkout, PASSWORD)
     text = (PROJECT / "dags" / "pre_deployment.py").read_text()
     assert set(service.calls(START)[0].json()["conf"]) | {"resume_after_watch"} == set(
         re.findall(r"^        \"(\w+)\": ", text, re.MULTILINE)
@@ -498,7 +429,7 @@ def test_the_form_has_the_fields_of_the_dag(serve: Serve, checkout: Checkout) ->
 def test_a_migration_is_told(serve: Serve, tmp_path: Path) -> None:
     checkout = clone(tmp_path, changed="drizzle/0011_merchants.sql")
     url, service = serve(answers(checkout, at("success")))
-    assert ask(url, checkout).returncode == 0
+    assert ask(url, checkout, PASSWORD).returncode == 0
     assert service.calls(START)[0].json()["conf"]["carries_migration"] is True
 
 
@@ -506,27 +437,27 @@ def test_who_does_not_answer_at_first_is_asked_again(serve: Serve, checkout: Che
     login = Answer({"access_token": TOKEN}, 201)
     waits = answers(checkout, AWAY, Answer("later", 429), None, at("running"), at("success"), LOGIN=[AWAY, login])
     url, service = serve(waits)
-    assert ask(url, checkout, LIMIT_SECONDS="20").returncode == 0
+    assert ask(url, checkout, PASSWORD, LIMIT_SECONDS="20").returncode == 0
     assert len(service.calls(checkout.state)) == 5
 
 
 def test_a_lost_answer_makes_no_second_release(serve: Serve, checkout: Checkout) -> None:
     url, service = serve(answers(checkout, at("running"), at("success"), START=[None, THERE]))
-    assert ask(url, checkout, LIMIT_SECONDS="20").returncode == 0
+    assert ask(url, checkout, PASSWORD, LIMIT_SECONDS="20").returncode == 0
     assert {one.json()["dag_run_id"] for one in service.calls(START)} == {checkout.run}
 
 
 def test_the_job_run_again_asks_anew_only_after_a_failed_checklist(serve: Serve, checkout: Checkout) -> None:
     second = f"{checkout.state}-2"
     url, service = serve({**answers(checkout, at("failed"), START=[THERE, MADE]), second: [at("success")]})
-    assert ask(url, checkout).returncode == 0
+    assert ask(url, checkout, PASSWORD).returncode == 0
     assert [one.json()["dag_run_id"] for one in service.calls(START)] == [checkout.run, f"{checkout.run}-2"]
     assert len(service.calls(second)) == 1
 
 
 def test_what_runs_already_is_not_released(serve: Serve, checkout: Checkout) -> None:
     url, service = serve({VERSION: [Answer({"commit": checkout.commit})]})
-    assert ask(url, checkout).returncode == 0
+    assert ask(url, checkout, PASSWORD).returncode == 0
     assert [call for call, _ in service.asked] == [VERSION]
 
 
@@ -567,7 +498,7 @@ def test_anything_but_a_success_ends_red(
     serve: Serve, checkout: Checkout, states: list[Answer | None], other: dict[str, list[Answer | None]], says: str
 ) -> None:
     url, service = serve(answers(checkout, *states, **other))
-    done = ask(url, checkout)
+    done = ask(url, checkout, PASSWORD)
     assert done.returncode == 1
     assert "::error::" in done.stdout
     assert says in done.stdout
@@ -577,7 +508,7 @@ def test_anything_but_a_success_ends_red(
 def test_a_version_that_the_desk_would_not_take_is_said_at_once(serve: Serve, tmp_path: Path) -> None:
     checkout = clone(tmp_path, version="2.4.1-rc.1")
     url, service = serve(answers(checkout, at("success")))
-    done = ask(url, checkout)
+    done = ask(url, checkout, PASSWORD)
     assert (done.returncode, service.calls(LOGIN)) == (1, [])
     assert "major.minor.patch" in done.stdout
 
@@ -590,7 +521,7 @@ def test_a_version_that_the_desk_would_not_take_is_said_at_once(serve: Serve, tm
     ],
 )
 def test_a_job_that_is_not_set_up_says_so(checkout: Checkout, changed: dict[str, str], says: str) -> None:
-    done = ask("https://desk.payme.example", checkout, **changed)
+    done = ask("https://desk.payme.example", checkout, PASSWORD, **changed)
     assert done.returncode == 1
     assert says in done.stdout
 

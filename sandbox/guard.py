@@ -49,24 +49,18 @@ _S3_ACTIONS: Mapping[tuple[str, bool, str], str] = {
     ("GET", False, "object-lock"): "GetBucketObjectLockConfiguration",
     ("GET", False, "encryption"): "GetEncryptionConfiguration",
     ("GET", False, "lifecycle"): "GetLifecycleConfiguration",
-    ("GET", False, "publicAccessBlock"): "GetBucketPublicAccessBlock",
     ("PUT", False, "versioning"): "PutBucketVersioning",
     ("PUT", False, "object-lock"): "PutBucketObjectLockConfiguration",
     ("PUT", False, "encryption"): "PutEncryptionConfiguration",
     ("PUT", False, "lifecycle"): "PutLifecycleConfiguration",
-    ("PUT", False, "publicAccessBlock"): "PutBucketPublicAccessBlock",
     ("PUT", False, "policy"): "PutBucketPolicy",
     ("DELETE", False, ""): "DeleteBucket",
     ("DELETE", False, "lifecycle"): "PutLifecycleConfiguration",
     ("HEAD", True, ""): "GetObject",
     ("GET", True, ""): "GetObject",
-    ("GET", True, "uploadId"): "ListMultipartUploadParts",
-    ("GET", True, "retention"): "GetObjectRetention",
-    ("GET", True, "legal-hold"): "GetObjectLegalHold",
     ("PUT", True, ""): "PutObject",
     ("PUT", True, "uploadId"): "PutObject",
     ("PUT", True, "retention"): "PutObjectRetention",
-    ("PUT", True, "legal-hold"): "PutObjectLegalHold",
     ("POST", True, "uploads"): "PutObject",
     ("POST", True, "uploadId"): "PutObject",
     ("POST", True, "restore"): "RestoreObject",
@@ -94,7 +88,6 @@ _ONLY_FOR = {
 }
 _JSON_ACTIONS = {
     "secretsmanager.GetSecretValue": "secretsmanager:GetSecretValue",
-    "secretsmanager.PutSecretValue": "secretsmanager:PutSecretValue",
     "TrentService.DescribeKey": "kms:DescribeKey",
 }
 

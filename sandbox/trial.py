@@ -35,14 +35,14 @@ CONNECTIONS: Mapping[str, tuple[str, ...]] = {
     "worker-default": (*_EVERYBODY, "payme_db_read", "payme_s3_write", "payme_s3_prune", "payme_sentry"),
     "worker-restore": (
         *(*_EVERYBODY, "payme_db_restore", "payme_s3_restore", "payme_code_host", "payme_status_page", "payme_smtp"),
-        *_API,
+        "payme_api",
     ),
-    "worker-migration": (*_EVERYBODY, "payme_db_migrate", *_API),
+    "worker-migration": (*_EVERYBODY, "payme_db_migrate", "payme_api"),
     "worker-release": (
         *(*_EVERYBODY, "payme_deploy", "payme_deploy_staging", "payme_code_host", "payme_secrets"),
         *("payme_airflow_api", "payme_status_page", "payme_smtp", *_API),
     ),
-    "worker-desk": (*_EVERYBODY, "payme_airflow_db", "payme_s3_write", "payme_airflow_api"),
+    "worker-desk": (*_EVERYBODY, "payme_airflow_db", "payme_s3_write"),
 }
 # The desk's own databases are beside it in docker-compose.yaml, and docker/secrets knows them.
 _MADE = ("payme_ops_db", "payme_airflow_db")

@@ -13,7 +13,7 @@ import pytest
 
 from payme_ops.backup.catalogue import Catalogue, Stores
 from payme_ops.foundation.objectstore import Bucket
-from sandbox import airflow, s3, world
+from sandbox import airflow, guard, s3, world
 from sandbox.airflow import Api
 from sandbox.http import call
 from sandbox.supervisor import Supervisor
@@ -78,6 +78,8 @@ def desk() -> Iterator[Desk]:
             api = airflow.login(here)
             supervisor.until(partial(api.dag_missing, DAG, since), DAG, PARSED_WITHIN_SECONDS)
             yield Desk(here, supervisor, api)
+            # What is refused may look like an optional thing that is not there.
+            assert call("GET", here.url("s3") + guard.PAGE)[1]["refused"] == []
     finally:
         world.remove(root)
         shutil.rmtree(root, ignore_errors=True)

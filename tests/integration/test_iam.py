@@ -17,7 +17,7 @@ from payme_ops.cli import doors
 from payme_ops.foundation import record
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.objectstore import MultipartWriter, profile_client
-from sandbox import guard, iam, world
+from sandbox import guard, iam, trial, world
 from sandbox.http import call
 from tests.support import history, verdicts
 from tests.support.installation import Installation, quiet
@@ -412,6 +412,17 @@ def test_each_service_reads_its_secrets_and_no_other(
     }
     documents = [*(f"secrets_{service}" for service in services()), "payme_secrets"]
     assert sorted(permissions(*documents) ^ judge.used) == []
+
+
+def test_on_one_host_each_service_has_the_same_connections_in_its_file() -> None:
+    prefix = "airflow/connections/"
+    wanted = {
+        service: {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+        for service, names in services().items()
+    }
+    assert {service: names for service, names in wanted.items() if names} == {
+        service: set(names) for service, names in trial.CONNECTIONS.items()
+    }
 
 
 @pytest.mark.parametrize("service", ["worker-default", "worker-release", "worker-desk", "triggerer"])

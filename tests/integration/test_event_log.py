@@ -252,6 +252,20 @@ def test_a_store_that_is_away_leaves_no_export_and_the_next_run_makes_it(
     assert len(keys(installation)) == 2
 
 
+def test_what_a_killed_run_left_is_cleared_and_written_over(
+    log: psycopg.Connection, desk: Desk, installation: Installation
+) -> None:
+    add(log, 2)
+    key = f"{event_log.PREFIX}00000001/{event_log.EVENTS_NAME}"
+    store, bucket = installation.store.client, installation.bucket_name
+    store.create_multipart_upload(Bucket=bucket, Key=key)  # killed in the upload
+    store.put_object(Bucket=bucket, Key=key, Body=b"whole, and no manifest")  # killed before the commit
+    made = exported(desk)
+    assert (made.number, made.rows) == (1, 2)
+    assert installation.store.head(key).size_bytes == made.events.size_bytes
+    assert installation.uploads() == []
+
+
 def test_a_manifest_that_nobody_signed_stops_export_and_clean(
     log: psycopg.Connection, desk: Desk, installation: Installation
 ) -> None:

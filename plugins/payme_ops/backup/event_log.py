@@ -106,6 +106,7 @@ def export(desk: Desk, run: str, *, keep_since: datetime, report: Report) -> Exp
         lease.hold(desk.ops, LEASE, run) as held,
         connect(desk.database, application="payme_ops:event_log") as session,
     ):
+        desk.bucket.abort_uploads(PREFIX)  # what a killed run left
         upto = _settled(session, report)
         with _snapshot(session):
             columns = [row[0] for row in session.execute(load("desk/event_log_columns.sql"))]

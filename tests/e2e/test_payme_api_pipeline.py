@@ -55,7 +55,6 @@ def test_starts_it_once_joins_it_and_believes_its_state_alone(paused: Desk, tmp_
             password,
             PAYME_API_URL=api.url,
             AIRFLOW_USER="oncall",
-            CALL_SECONDS="25",
             LIMIT_SECONDS="3",
         )
         first = ask_the_desk()

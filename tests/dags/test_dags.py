@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from payme_ops.orchestration.approval import ApprovalGate
+from payme_ops.orchestration.defaults import end_with_supervisor
 
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = sorted((PROJECT / "dags").glob("*.py"))
@@ -51,6 +52,10 @@ class TestEveryDag:
             assert timedelta(0) < task.execution_timeout <= timedelta(hours=6), task.task_id
             assert task.retry_policy is not None, task.task_id
             assert task.owner != "airflow", task.task_id
+
+    def test_every_task_ends_with_its_supervisor(self, dag_bag: Any, dag_id: str) -> None:
+        for task in dag_bag.dags[dag_id].tasks:
+            assert end_with_supervisor in task.on_execute_callback, task.task_id
 
     def test_its_forms_can_be_sent_as_they_open(self, dag_bag: Any, dag_id: str) -> None:
         # To Airflow's page an empty text is a missing one: the buttons stay grey unless the field may be null.

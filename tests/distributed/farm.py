@@ -57,7 +57,8 @@ CONNECTIONS = {
     "worker-migration": (*_EVERYBODY, *_API, "payme_db_migrate"),
     "worker-release": (
         *(*_EVERYBODY, *_API, "payme_db_read", "payme_deploy", "payme_deploy_staging", "payme_code_host"),
-        *("payme_secrets", "payme_airflow_api", "payme_status_page", "payme_smtp"),
+        # Without payme_airflow_api: no pre_deployment has run, which it would tell; so a person is asked.
+        *("payme_secrets", "payme_status_page", "payme_smtp"),
     ),
     "worker-desk": (*_EVERYBODY, "payme_s3_write"),
 }
@@ -290,7 +291,7 @@ def _own(here: World, ports: Mapping[str, int]) -> dict[str, str]:
         # The API server shows the logs; it has no file of connections.
         "AIRFLOW_CONN_PAYME_S3_LOGS": json.dumps(_logs_connection(here)),
         "PAYME_OPS__RELEASE__SAMPLE_SECONDS": "1",
-        "PAYME_OPS__RELEASE__BASELINE_SAMPLES": "55",
+        "PAYME_OPS__RELEASE__BASELINE_SAMPLES": "5",
         "PAYME_OPS__RELEASE__WATCH_MINUTES": "1",
         "PAYME_OPS__MIGRATION__REST_RATIO": "30",
         "NO_PROXY": "127.0.0.1,localhost",

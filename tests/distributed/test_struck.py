@@ -130,11 +130,11 @@ def _with_its_host(teller: Teller, before: Entry, ranges: list[tuple[int, int]])
         farm, "deployment", "freeze_orders", "release", run=teller.deployment, path="/admin/orders/freeze"
     )
     works = _begun(teller, before, ranges, unanswered="go_no_go_second")  # its request cannot be held for long
+    work.redeliver(works)
+    farm.until(partial(_unrefused, farm, len(works)), "redelivered messages to be refused")
     frozen.again()
     teller.until_held(frozen, tries=1)
-    delivered_again = work.redeliver(farm)
-    farm.until(partial(_unrefused, farm, delivered_again), "redelivered messages to be refused")
-    for one in (*works, frozen):
+    for one in works:
         one.again()
     work.strike(Way.TREE, [*works, frozen])
     teller.until_held(*works, tries=2)

@@ -1,5 +1,6 @@
 """The four kinds of work that are struck: how each is begun, held in its middle, and let go on."""
 
+import base64
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -248,20 +249,21 @@ def answer(farm: Farm, people: dict[str, Api], run: str, *, but: str = "") -> No
         people["lead" if name == "go_no_go_second" else "approver"].answer("deployment", run, name, "Approve")
 
 
-def redeliver(farm: Farm) -> int:
-    """Put every message whose task is at work back into its queue, as happens after the visibility timeout.
+def redeliver(works: list[Work]) -> None:
+    """Put the messages of their tasks, which are at work, back into the queues, as after the visibility timeout.
 
-    Returns how many there were, when workers have taken them all.
+    Returns when workers have taken them.
     """
-    with farm.broker() as broker:
-        taken = [json.loads(one) for one in broker.hvals("unacked")]
-        for message, _exchange, queue in taken:
-            broker.lpush(queue, json.dumps(message))
-        queues = {queue for *_, queue in taken}
-        eventually(
-            lambda: not any(broker.llen(queue) for queue in queues), "the messages to be taken again", seconds=60
-        )
-    return len(taken)
+    tasks = [str((one.instance() or {})["id"]) for one in works]
+    with works[0].farm.broker() as broker:
+        queues = set[str]()
+        for taken in broker.hvals("unacked"):
+            message, _exchange, queue = json.loads(taken)
+            if any(task in base64.b64decode(message["body"]).decode() for task in tasks):
+                broker.lpush(queue, json.dumps(message))
+                queues.add(queue)
+        assert len(queues) == len({one.queue for one in works})
+        eventually(lambda: not any(broker.llen(queue) for queue in queues), "the messages to be taken", seconds=60)
 
 
 def strike(way: Way, works: list[Work]) -> None:

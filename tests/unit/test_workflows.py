@@ -178,6 +178,12 @@ def test_nothing_is_deployed_before_every_check_has_passed() -> None:
     assert before(THEIRS, "production") > {"staging"}  # the checklist looks for the merged commit there
 
 
+def test_what_is_published_was_built_from_the_commit_whose_name_it_bears() -> None:
+    assert jobs(OURS)["image"]["steps"][0]["with"]["ref"] == "${{ env.COMMIT }}"
+    (push,) = [step["run"] for step in jobs(OURS)["publish"]["steps"] if "run" in step]
+    assert 'image="ghcr.io/${GITHUB_REPOSITORY,,}:$COMMIT"' in push
+
+
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from botocore.exceptions import ClientError
 from payme_ops.backup import archive, catalogue, copy, event_log, kms, preflight, restore, retain, store, verification
 from payme_ops.backup.manifest import Manifest, Tier
 from payme_ops.cli import doors
+from payme_ops.cli.kept_connections import NEEDED
 from payme_ops.foundation import record
 from payme_ops.foundation.clock import utc_now
 from payme_ops.foundation.objectstore import MultipartWriter, profile_client
@@ -423,6 +424,9 @@ def test_on_one_host_each_service_has_the_same_connections_in_its_file() -> None
     assert {service: names for service, names in wanted.items() if names} == {
         service: set(names) for service, names in trial.CONNECTIONS.items()
     }
+    for part, needed in NEEDED.items():  # by doctor there
+        service = part if part in wanted else f"worker-{part}"
+        assert set(needed) <= wanted[service]
 
 
 @pytest.mark.parametrize("service", ["worker-default", "worker-release", "worker-desk", "triggerer"])

@@ -11,8 +11,7 @@ COPY requirements.txt /build/
 RUN python -m venv --without-pip /opt/payme-ops/venv \
  && python -m pip --python /opt/payme-ops/venv/bin/python install --no-cache-dir --require-hashes --no-deps \
       -r /build/requirements.txt \
- && echo /opt/payme-ops/plugins > "$(/opt/payme-ops/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/payme_ops.pth" \
- && /opt/payme-ops/venv/bin/python -m compileall -q /opt/payme-ops/venv
+ && echo /opt/payme-ops/plugins > "$(/opt/payme-ops/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/payme_ops.pth"
 USER 50000
 
 # --- desk: what runs in production -----------------------------------------------------------------------------------

@@ -110,8 +110,8 @@ def export(desk: Desk, run: str, *, keep_since: datetime, report: Report) -> Exp
         upto = _settled(session, report)
         with _snapshot(session):
             columns = [row[0] for row in session.execute(load("desk/event_log_columns.sql"))]
-            last, after, before = _resume(session, desk, columns, keep_since)
-            if last and before.state != "changed" and upto <= last.upto:
+            last, after, before = _resume(session, desk, columns, upto, keep_since)
+            if last and before.state != "changed" and upto <= after:
                 report(f"event log: nothing new since export {last.number}")
                 return None
             number, database = (last.number + 1 if last else 1), desk.settings.backup.database
@@ -246,22 +246,27 @@ def _parse(key: str, body: bytes, trusted_keys: list[str]) -> Export:
 
 
 def _resume(
-    session: psycopg.Connection, desk: Desk, columns: list[str], keep_since: datetime
+    session: psycopg.Connection, desk: Desk, columns: list[str], upto: int, keep_since: datetime
 ) -> tuple[Export | None, int, Before]:
-    """The last export, the number above which the next begins, and what became of the last one's entries."""
+    """The last export, the number above which the next begins, and what became of the last one's entries.
+
+    With other columns the last export's entries are exported once more: whether they are the same cannot be told.
+    """
     last, after, before = None, 0, Before(state="not comparable")
     for made in chain(desk.bucket, desk.settings.backup.trusted_keys):
-        state = _compare(session, made, columns, keep_since)
+        state = _compare(session, made, columns, upto, keep_since)
         if last is None:
             last, after, before = made, made.upto, state
+        if state.state == "changed" or made.columns != columns:
+            after = made.after
         if state.state != "changed":
             break
-        after = made.after
     return last, after, before
 
 
-def _compare(session: psycopg.Connection, made: Export, columns: list[str], keep_since: datetime) -> Before:
-    if made.columns != columns or (made.first_at and made.first_at < keep_since):
+def _compare(session: psycopg.Connection, made: Export, columns: list[str], upto: int, keep_since: datetime) -> Before:
+    cleaned = made.first_at is not None and made.first_at < keep_since and upto >= made.upto
+    if cleaned or made.columns != columns:
         return Before(state="not comparable", rows=made.rows)
     text = _Text(made.after)
     for _ in _lines(session, made.after, made.upto, text):

@@ -8,7 +8,7 @@ from payme_ops.foundation import evidence
 from payme_ops.foundation.evidence import Finding, Verdict
 from payme_ops.orchestration.approval import ApprovalGate, require_approval
 from payme_ops.orchestration.connections import ops_db
-from payme_ops.orchestration.defaults import Risk, at
+from payme_ops.orchestration.defaults import RETRY_POLICY, Risk, at
 from payme_ops.orchestration.doors import run_name
 
 
@@ -37,7 +37,12 @@ def spare() -> None:
     work()
 
 
-@dag(schedule=None, tags=[Risk.WRITES_PROD], max_active_runs=16)
+@dag(
+    schedule=None,
+    tags=[Risk.WRITES_PROD],
+    max_active_runs=16,
+    default_args={"retries": 2, "retry_policy": RETRY_POLICY},
+)
 def dangerous() -> None:
     @task
     def measure() -> None:

@@ -374,10 +374,11 @@ def _object(name: str, key: str, version: str) -> FakeKey | None:
 
 
 def _key_arn(key_id: str, region: str) -> str:
-    if key_id.startswith("arn:") and ":alias/" not in key_id:
+    """AWS judges the key behind an alias; one behind which there is none is let through to whom any key is allowed."""
+    name = key_id.rpartition(":")[2]
+    if key_id.startswith("arn:") and not name.startswith("alias/"):
         return key_id
-    backend = kms_backends[DEFAULT_ACCOUNT_ID][region]
-    known = backend.any_id_to_key_id(key_id) if "alias/" in key_id else key_id
+    known = kms_backends[DEFAULT_ACCOUNT_ID][region].get_key_id_from_alias(name) or name
     return f"arn:aws:kms:{region}:{DEFAULT_ACCOUNT_ID}:key/{known}"
 
 

@@ -149,8 +149,15 @@ def test_3_a_check_that_does_not_pass(installation: Installation, shell: Shell) 
     assert "signing_key (fail)" in ended.err
     assert "openssl genpkey" in ended.err
     assert list(installation.store.keys("postgres/")) == []
-    installation.connect_as("payme_db_read", port="1")
     assert shell("doctor").code == 3
+
+
+def test_6_what_could_not_be_asked(installation: Installation, shell: Shell) -> None:
+    installation.alone()
+    installation.connect_as("payme_db_read", port="1")
+    ended = shell("doctor")
+    assert ended.code == 6
+    assert "inconclusive database: " in ended.out
 
 
 def test_3_recipients_changed_unless_accepted(installation: Installation, shell: Shell) -> None:

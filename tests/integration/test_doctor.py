@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -380,13 +381,17 @@ def test_an_untrusted_manifest_does_not_count_as_the_last(installation: Installa
 
 
 def test_doctor_on_a_shell(installation: Installation) -> None:
+    installation.alone()
     ended = installation.cli("doctor")
     assert ended.code == 0, ended
-    assert all(item in ended.out for item in [*ITEMS, *ON_THE_COPIES, "application_environment", "monitored_endpoints"])
+    others = ("doors", "database_clock", "lifecycle", "restore_role", "application_environment", "monitored_endpoints")
+    assert all(f" {item}: " in ended.out for item in [*ITEMS, *ON_THE_COPIES, *others])
+    assert "\x1b" not in ended.out  # nor a table: nobody may be there to look
+    assert "│" not in ended.out
     installation.set("BACKUP__SIGNING_KEY_FILE", "/nowhere/signing.pem")
     ended = installation.cli("doctor")
     assert ended.code == 3
-    assert "openssl genpkey" in ended.out
+    assert re.search(r"^fail +signing_key: .*\n +expected: .*; to do: .*openssl genpkey", ended.out, re.MULTILINE)
     ended = installation.cli("doctor", "--json")
     assert ended.code == 3
     (red,) = [item for item in json.loads(ended.out) if item["verdict"] != "pass"]

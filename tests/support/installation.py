@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _FOREIGN = ("AIRFLOW_", "PAYME_", "PG", "AWS_")
+_OTHERS = tuple(f"{settings.PREFIX}{group}__" for group in ("SLACK", "SENTRY", "WATCHDOG"))
 _numbers = itertools.count(1)
 _clients: "dict[tuple[str, Config], S3Client]" = {}
 
@@ -161,6 +162,11 @@ class Installation:
                 self._monkeypatch.delenv(name, raising=False)
             else:
                 self._monkeypatch.setenv(name, value)
+
+    def alone(self) -> None:
+        """Without Slack, Sentry, Airflow and the API, which this world has no servers of."""
+        for name in [name for name in os.environ if name.startswith(_OTHERS)]:
+            self._monkeypatch.delenv(name)
 
     def reach_store_at(self, url: str) -> None:
         """Go through another endpoint, for example a proxy."""

@@ -37,12 +37,12 @@ def _key(client: Any, key_id: str, region: str) -> Finding:
             found = client.describe_key(KeyId=key_id)["KeyMetadata"]
         except client.exceptions.NotFoundException:
             return failed({"key": "missing"}, f"name a key of the bucket's region and account in {variable}")
-    measured = {"state": found["KeyState"], "usage": found["KeyUsage"], "spec": found["KeySpec"]}
+    measured = {"state": found["KeyState"], "usage": found.get("KeyUsage"), "spec": found.get("KeySpec")}
     if found["KeyState"] == "PendingDeletion":
         return failed(measured, "stop that: `aws kms cancel-key-deletion`, then `aws kms enable-key`; backups need it")
     if found["KeyState"] != "Enabled":
         return failed(measured, "turn it on: `aws kms enable-key`; without it no backup can be written or read")
-    if (found["KeyUsage"], found["KeySpec"]) != ("ENCRYPT_DECRYPT", "SYMMETRIC_DEFAULT"):
+    if (measured["usage"], measured["spec"]) != ("ENCRYPT_DECRYPT", "SYMMETRIC_DEFAULT"):
         return failed(measured, f"S3 takes symmetric keys only: name another one in {variable}")
     return passed(measured)
 

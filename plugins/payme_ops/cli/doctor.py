@@ -227,6 +227,6 @@ def _text(place: Path | None, variable: str) -> str:
             "a secret is not where the settings say",
             expected=variable,
             found=f"{place}: no such file, or an empty one",
-            remedy="put it there, or leave that variable empty",
+            remedy=f"put it there, or correct {variable}",
         )
     return found

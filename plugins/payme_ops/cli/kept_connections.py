@@ -11,7 +11,7 @@ import boto3
 
 from payme_ops.foundation import secret
 from payme_ops.foundation.errors import SecretForbidden, SecretMissing, SettingsError
-from payme_ops.foundation.evidence import Check, Evidence, Finding, failed, passed, run_check
+from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, failed, passed, run_check
 
 ITEM = "kept_connections"
 _BACKEND, _KWARGS = "AIRFLOW__WORKERS__SECRETS_BACKEND", "AIRFLOW__WORKERS__SECRETS_BACKEND_KWARGS"
@@ -37,7 +37,7 @@ NEEDED: Mapping[Part, tuple[str, ...]] = {
     Part.RESTORE: (*_EVERYBODY, "payme_db_restore", "payme_s3_restore"),
     Part.MIGRATION: (*_EVERYBODY, "payme_db_migrate"),
     Part.RELEASE: _EVERYBODY,
-    Part.DESK: (*_EVERYBODY, "payme_s3_write"),
+    Part.DESK: (*_EVERYBODY, "payme_airflow_db", "payme_s3_write"),
     Part.TRIGGERER: (*_EVERYBODY, "payme_db_read", "payme_s3_restore"),
     Part.DAG_PROCESSOR: _EVERYBODY,
 }
@@ -49,25 +49,23 @@ KNOWN = tuple(dict.fromkeys([name for names in NEEDED.values() for name in names
 
 
 def of_doctor(part: Part | None, actor: str) -> list[Evidence]:
-    """Each known connection that is there; nothing where this environment names no backend."""
-    backend = os.environ.get(_BACKEND, "").rpartition(".")[2]
+    """Each known connection that is there, and those that `part` cannot do without; nothing where this environment
+    names no backend.
+    """
+    backend, needed = os.environ.get(_BACKEND, "").rpartition(".")[2], NEEDED[part] if part else ()
     places: dict[str, Callable[[Mapping[str, Any]], Finding]] = {
-        "SecretsManagerBackend": lambda kwargs: _in_secrets_manager(kwargs, _needed(part)),
-        "LocalFilesystemBackend": lambda kwargs: _in_file(kwargs, _needed(part)),
+        "SecretsManagerBackend": lambda kwargs: _in_secrets_manager(kwargs, needed),
+        "LocalFilesystemBackend": lambda kwargs: _in_file(kwargs, needed),
     }
     if backend not in places:
         return []
     check = Check(
         ITEM,
-        f"those of {part or 'every worker'} are there, and each can be read as a connection",
+        f"{f'those of {part}' if part else 'some'} are there, and each can be read as a connection",
         "AWS Secrets Manager" if backend == "SecretsManagerBackend" else "file",
         lambda: places[backend](_parsed(os.environ.get(_KWARGS, ""))),
     )
     return [run_check(check, actor=actor)]
-
-
-def _needed(part: Part | None) -> tuple[str, ...]:
-    return NEEDED[part] if part else _EVERYBODY
 
 
 def _in_secrets_manager(kwargs: Mapping[str, Any], needed: tuple[str, ...]) -> Finding:
@@ -95,6 +93,8 @@ def _in_file(kwargs: Mapping[str, Any], needed: tuple[str, ...]) -> Finding:
     if not place:
         return failed({"connections_file_path": "none"}, f"name it in {_KWARGS} (docs/secrets.md)")
     text = secret.find(Path(str(place)))
+    if text is None and not needed:
+        return _none(str(place))
     found = _value(text.decode(errors="replace")) if text is not None else None
     if not isinstance(found, dict):
         raise SettingsError(
@@ -108,6 +108,8 @@ def _in_file(kwargs: Mapping[str, Any], needed: tuple[str, ...]) -> Finding:
 
 def _judge(found: Mapping[str, object], needed: tuple[str, ...], where: str) -> Finding:
     """No value is shown, only names."""
+    if not found and not needed:
+        return _none(where)
     missing = [name for name in needed if name not in found]
     unread = [name for name, value in found.items() if not _is_connection(value)]
     if missing or unread:
@@ -116,6 +118,12 @@ def _judge(found: Mapping[str, object], needed: tuple[str, ...], where: str) -> 
             f"put in what is missing, in the form of docs/secrets.md: {where}",
         )
     return passed({"there": sorted(found)})
+
+
+def _none(where: str) -> Finding:
+    """As it is where no task runs; whether one does, `--part` says."""
+    remedy = f"on a machine that runs tasks look at {where}, and say what runs there: --part"
+    return Finding(Verdict.INCONCLUSIVE, {"there": []}, remedy)
 
 
 def _is_connection(value: object) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
+from psycopg.conninfo import make_conninfo
+from sqlalchemy.engine import make_url
 
 from payme_ops.foundation import evidence, samples
 from payme_ops.foundation.clock import utc_now
@@ -22,6 +24,7 @@ from tests.support.installation import Installation
 from tests.support.site import Site
 
 OPS = "service=payme_ops_db"
+FAB = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"  # as in production
 LEFT_OUT = {"trigger", "dag", "celery_taskmeta", "celery_tasksetmeta", "_xcom_archive"}
 
 
@@ -63,6 +66,18 @@ def test_each_table_that_airflow_cleans_is_cleaned_or_left_out_on_purpose() -> N
     assert {*housekeeping.TABLES} | LEFT_OUT == {*config_dict} | {"session"}
 
 
+def test_the_address_for_airflow_is_the_connections_whatever_its_password() -> None:
+    parts = {"user": "airflow", "password": "p/w@d:$HOME %41", "host": "db", "port": "6432", "dbname": "airflow"}
+    made = housekeeping.database_url(make_conninfo(**parts, sslmode="verify-full", sslrootcert="/run/secrets/ca.crt"))
+    assert "$" not in made  # Airflow would expand it
+    url = make_url(made)
+    assert (url.drivername, url.query) == (
+        "postgresql+psycopg2",
+        {"sslmode": "verify-full", "sslrootcert": "/run/secrets/ca.crt"},
+    )
+    assert [url.username, url.password, url.host, str(url.port), url.database] == list(parts.values())
+
+
 @pytest.fixture
 def log(site: Site, installation: Installation, monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection]:
     """The metadata database of a desk with old entries, old runs, and a trigger of the health watch that is as old."""
@@ -99,13 +114,17 @@ def events(log: psycopg.Connection) -> list[tuple[int, str]]:
 
 
 def test_what_was_exported_and_is_old_is_cleaned_and_nothing_that_is_at_work(
-    log: psycopg.Connection, installation: Installation
+    log: psycopg.Connection, installation: Installation, caplog: pytest.LogCaptureFixture
 ) -> None:
+    installation.set_all({"AIRFLOW__CORE__AUTH_MANAGER": FAB})
+    caplog.set_level("INFO")
     run = f"desk_housekeeping/{installation.bucket_name}"
     assert housekeeping.export_event_log()["rows"] == 4
     assert evidence.latest(OPS, run, housekeeping.EXPORTED).verdict is Verdict.PASS
     housekeeping.clean_airflow()
     assert evidence.latest(OPS, run, housekeeping.CLEANED).verdict is Verdict.PASS
+    looked_at = {line.rpartition(" ")[2] for line in caplog.messages if line.startswith("Checking table ")}
+    assert looked_at == {*housekeeping.TABLES}
     assert events(log) == [(3, "trigger"), (4, "trigger"), (5, "cli_cleanup_tables")]
     assert log.execute("SELECT run_id FROM dag_run").fetchall() == [("new",)]
     assert log.execute("SELECT count(*) FROM asset_watcher JOIN trigger ON trigger.id = trigger_id").fetchone() == (1,)

@@ -38,6 +38,7 @@ TABLES = (
     *("task_instance_history", "task_reschedule", "task_state_store", "xcom"),
 )
 _BATCH_ROWS = 10_000
+_CLEAN_NEEDS = ("PATH", "HOME", "AIRFLOW__CORE__AUTH_MANAGER")
 
 
 def looks() -> dict[str, Any]:
@@ -104,7 +105,8 @@ def _clean(conninfo: str, before: datetime) -> None:
     command += ["--clean-before-timestamp", before.isoformat(), "--batch-size", str(_BATCH_ROWS)]
     command += ["--tables", ",".join(TABLES)]
     with tempfile.TemporaryDirectory() as home:  # Airflow writes a configuration where it finds none
-        kept = {name: os.environ[name] for name in ("PATH", "AIRFLOW__CORE__AUTH_MANAGER") if name in os.environ}
+        # The auth manager says whether there is a table `session`.
+        kept = {name: os.environ[name] for name in _CLEAN_NEEDS if name in os.environ}
         env = {**kept, "AIRFLOW_HOME": home, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database_url(conninfo)}
         ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     lines = [scrub(line) for line in f"{ended.stdout}\n{ended.stderr}".splitlines() if line.strip()]

@@ -69,6 +69,13 @@ def without(values: dict[str, str], *names: str) -> dict[str, str]:
     return {name: value for name, value in values.items() if name not in names}
 
 
+def test_the_desks_own_databases_are_backed_up_by_the_same_settings(environment: Environment) -> None:
+    loaded = environment.load(VALID, PAYME_OPS__DESK__OPS_DATABASE="ops")
+    assert [loaded.of(which).backup.database for which in loaded.desk.databases] == ["airflow", "ops"]
+    assert loaded.of("airflow").backup.bucket == loaded.backup.bucket
+    assert loaded.backup.database == "payme"
+
+
 def test_valid_settings_with_their_defaults(environment: Environment) -> None:
     loaded = environment.load(VALID)
     assert loaded.profile is Profile.STAGING

@@ -46,7 +46,7 @@ class Size:
 SIZES = {
     "test": Size(2_000, 5_000),
     "demo": Size(60_000, 300_000),
-    "workers": Size(20_000, 5_000),
+    "workers": Size(60_000, 5_000),
     "bench_small": Size(80_000, 270_000),
     "bench_full": Size(900_000, 2_800_000),
     "zero_downtime": Size(300_000, 20_000),

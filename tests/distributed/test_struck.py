@@ -28,7 +28,8 @@ from tests.distributed.work import WITHIN_SECONDS, Deployment, Way, Work
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1800)]
 
-DEPLOY_SECONDS = 150  # longer than until it was struck twice
+LAST_QUESTION = "go_no_go_second"  # then orders are stopped
+DEPLOY_SECONDS = 120  # longer than until it was struck twice
 
 
 @dataclass
@@ -56,26 +57,16 @@ class Teller:
     farm: Farm
     people: dict[str, airflow.Api]
     deployment: str
+    waits_with: str = ""  # a question that is not answered yet
 
-    def until_held(self, *works: Work, tries: int, unanswered: str = "") -> None:
-        """Each stands in its middle, at that try; this question is not answered meanwhile."""
+    def until_held(self, *works: Work, tries: int) -> None:
+        """Each stands in its middle, at that try."""
 
         def missing() -> str | None:
-            work.answer(self.farm, self.people, self.deployment, but=unanswered)
+            work.answer(self.farm, self.people, self.deployment, but=self.waits_with)
             return "; ".join(filter(None, [one.missing(tries) for one in works])) or None
 
         self.farm.until(missing, "the middle of everything", WITHIN_SECONDS)
-
-    def until_backed_up(self) -> None:
-        """The release has its final backup."""
-        final = Work(self.farm, "deployment", "final_backup", "restore", run=self.deployment)
-
-        def missing() -> str | None:
-            work.answer(self.farm, self.people, self.deployment)
-            task = final.instance()
-            return None if task and task["state"] == "success" else "the release's final backup"
-
-        self.farm.until(missing, "the final backup", WITHIN_SECONDS)
 
     def until_ended(self, *works: Work) -> None:
         """Every run has ended, well or not."""
@@ -110,16 +101,16 @@ def tell(farm: Farm) -> Story:
     return Story(farm, before, release, [*first, *second])
 
 
-def _begun(teller: Teller, before: Entry, ranges: list[tuple[int, int]], unanswered: str = "") -> list[Work]:
+def _begun(teller: Teller, before: Entry, ranges: list[tuple[int, int]]) -> list[Work]:
     """A backfill, a backup and a restore test, each in its middle. A backfill does not begin beside a backup."""
     farm = teller.farm
     encrypted = work.mapped_backfill(farm, ranges)
     encrypted.begin()
-    teller.until_held(encrypted, tries=1, unanswered=unanswered)
+    teller.until_held(encrypted, tries=1)
     others = [work.backup(farm), work.restore_test(farm, before)]
     for one in others:
         one.begin()
-    teller.until_held(*others, tries=1, unanswered=unanswered)
+    teller.until_held(*others, tries=1)
     return [encrypted, *others]
 
 
@@ -129,20 +120,21 @@ def _with_its_host(teller: Teller, before: Entry, ranges: list[tuple[int, int]])
     frozen = Deployment(
         farm, "deployment", "freeze_orders", "release", run=teller.deployment, path="/admin/orders/freeze"
     )
-    works = _begun(teller, before, ranges, unanswered="go_no_go_second")  # its request cannot be held for long
+    teller.waits_with = LAST_QUESTION
+    works = _begun(teller, before, ranges)
     work.redeliver(works)
     farm.until(partial(_unrefused, farm, len(works)), "redelivered messages to be refused")
-    frozen.again()
-    teller.until_held(frozen, tries=1)
-    for one in works:
-        one.again()
+    frozen.expect()
+    teller.waits_with = ""
+    teller.until_held(*works, frozen, tries=1)
     work.strike(Way.TREE, [*works, frozen])
+    frozen.let_go()
     teller.until_held(*works, tries=2)
     farm.stop("redis")
     farm.start("redis")
     farm.supervisor.kill("desk-postgres")
     farm.start("desk-postgres")
-    for one in (*works, frozen):
+    for one in works:
         one.let_go()
     teller.until_ended(*works)
     return [*works, frozen]
@@ -156,26 +148,31 @@ def _unrefused(farm: Farm, count: int) -> str | None:
 
 
 def _process_by_process(teller: Teller, before: Entry, ranges: list[tuple[int, int]]) -> list[Work]:
-    """Round 2: first Celery's parent alone, then the supervisors of the tasks' second try."""
-    farm = teller.farm
+    """Round 2: first Celery's parent alone, then the supervisors of the tasks' second try. The backup is the release's
+    own, since there is one run of backup_daily at a time; once it is there, the deploy is struck."""
+    farm, release = teller.farm, teller.deployment
+    final = work.backup(farm)
+    final.expect()
+    final.run = f"final__{release}__1"
+    teller.until_held(final, tries=1)
+    encrypted, tested = work.mapped_backfill(farm, ranges), work.restore_test(farm, before)
+    encrypted.beside_backup = True
+    encrypted.begin()
+    tested.begin()
     api(farm, "POST", "/control", {"deploy_seconds": DEPLOY_SECONDS})
-    deployed = Deployment(farm, "deployment", "deploy", "release", run=teller.deployment, path="/deploy")
-    deployed.again()
-    teller.until_backed_up()  # one run of backup_daily at a time: the release would wait for the test
-    works = _begun(teller, before, ranges)
-    teller.until_held(deployed, tries=1)
-    for one in works:
-        one.again()
-    work.strike(Way.PARENT, [*works, deployed])
-    teller.until_held(*works, deployed, tries=2)
-    for one in works:
-        one.again()
-    work.strike(Way.SUPERVISOR, [*works, deployed])
-    teller.until_held(*works, tries=3)
-    for one in (*works, deployed):
-        one.let_go()
-    teller.until_ended(*works, deployed)
-    return [*works, deployed]
+    deployed = Deployment(farm, "deployment", "deploy", "release", run=release, path="/deploy")
+    deployed.expect()
+    rounds: list[list[Work]] = [[encrypted, tested, final], [deployed]]
+    for works in rounds:
+        teller.until_held(*works, tries=1)
+        work.strike(Way.PARENT, works)
+        deployed.let_go()
+        teller.until_held(*works, tries=2)
+        work.strike(Way.SUPERVISOR, works)
+        for one in works:
+            one.let_go()
+    teller.until_ended(encrypted, tested, final, deployed)
+    return [encrypted, tested, final, deployed]
 
 
 def api(farm: Farm, method: str, path: str, body: object = None) -> dict[str, Any]:
@@ -215,7 +212,7 @@ def test_each_row_is_encrypted_once(story: Story) -> None:
         again = connection.execute(
             "SELECT id, count(*) FROM encrypted_again GROUP BY id HAVING count(*) > 1"
         ).fetchall()
-        rows = connection.execute("SELECT id, phone_number_encrypted FROM users WHERE id <= 20000").fetchall()
+        rows = connection.execute("SELECT id, phone_number_encrypted FROM users WHERE id <= 60000").fetchall()
     assert again == []
     keys = envelope.load_keys(farm.world.env, key_id="k1", names=PHONE_NUMBER)
     wrong = [
@@ -232,10 +229,16 @@ def test_a_release_is_deployed_once_and_orders_are_taken_again(story: Story) -> 
     assert api(story.farm, "GET", "/admin/orders")["frozen"] is False
 
 
+def told_of_failures(farm: Farm) -> Counter[str]:
+    """How many messages Slack has of each key that say that a run failed, and not that the next one ended well."""
+    messages = call("GET", farm.world.url("slack") + "/messages.json")[1]
+    said = [one["metadata"]["event_payload"] for one in messages]
+    over = [one for one in said if one["occurrence"].endswith("/over")]
+    return Counter(one["key"] for one in said if one["key"].startswith("run_failed:") and one not in over)
+
+
 def test_nobody_is_told_of_what_healed(story: Story) -> None:
-    messages = call("GET", story.farm.world.url("slack") + "/messages.json")[1]
-    told = Counter(one["metadata"]["event_payload"]["key"] for one in messages)
-    assert [key for key in told if key.startswith("run_failed:")] == []
+    assert told_of_failures(story.farm) == {}
 
 
 def test_the_logs_of_every_try_are_in_the_store(story: Story) -> None:
@@ -248,3 +251,20 @@ def test_the_logs_of_every_try_are_in_the_store(story: Story) -> None:
         assert task
         assert any(f"run_id={one.run}/task_id={one.task}" in key for key in keys), (one.dag, one.task)
         assert story.farm.api.log(one.dag, one.run, one.task, task["try_number"], one.map_index)
+
+
+def test_people_are_told_once_of_what_does_not_heal(story: Story) -> None:
+    """After the third supervisor there is no try left; only the DAG's own callback can say so."""
+    farm = story.farm
+    lost = work.backup(farm)
+    lost.begin()
+    for tries in (1, 2, 3):
+        farm.until(partial(lost.missing, tries), "its middle", WITHIN_SECONDS)
+        work.strike(Way.SUPERVISOR, [lost])
+    lost.let_go()
+    farm.until(lost.left, "its end", WITHIN_SECONDS)
+    assert lost.state == "failed"
+    farm.until(lambda: None if told_of_failures(farm) else "a message", "people to be told")
+    # Another run of the DAG, whose end is told by the same process after it.
+    _, state = airflow.run_dag(farm.supervisor, farm.api, "backup_daily", {"reason": "once more"}, WITHIN_SECONDS)
+    assert (state, told_of_failures(farm)["run_failed:backup_daily"]) == ("success", 1)

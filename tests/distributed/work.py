@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, partial
@@ -19,6 +20,7 @@ from payme_ops.migration.desk import MigrationDesk
 from payme_ops.release.checklist import PREPARED
 from payme_ops.release.request import Release
 from sandbox.airflow import Api
+from sandbox.supervisor import SandboxError
 from tests.distributed.farm import Farm, process_of
 from tests.support import releases
 from tests.support.proxy import Held
@@ -45,11 +47,14 @@ class Work:
     queue: str
     run: str = ""
     map_index: int = -1
-    pids: list[int] = field(default_factory=list)
+    form: dict[str, object] = field(default_factory=dict)
 
     def instance(self) -> dict[str, Any] | None:
-        """The task's newest try, as the API has it."""
-        tasks = self.farm.api.tasks(self.dag, self.run)
+        """The task's newest try, as the API has it; None before there is one."""
+        try:
+            tasks = self.farm.api.tasks(self.dag, self.run)
+        except SandboxError:  # another DAG has not started it yet
+            return None
         return next((one for one in tasks if (one["task_id"], one["map_index"]) == (self.task, self.map_index)), None)
 
     def process(self, *, supervisor: bool = False) -> psutil.Process:
@@ -73,11 +78,15 @@ class Work:
     # -- what a kind of work says of itself
 
     def begin(self) -> None:
-        """Start the run, held in its middle."""
-        self.run = self.farm.api.trigger(self.dag, {"reason": "a test of many workers"})
+        """Start the run; it will be held in its middle."""
+        self.expect()
+        self.run = self.farm.api.trigger(self.dag, self.form)
+
+    def expect(self) -> None:
+        """Hold it when it comes to its middle, whoever starts it."""
 
     def again(self) -> None:
-        """Hold the next try, too."""
+        """What was struck stood in its middle; the next try does not yet."""
 
     def let_go(self) -> None:
         """Hold nothing any more; a request of a killed client is cut."""
@@ -101,21 +110,21 @@ class Request(Work):
 
     method: str = ""
     contains: str = ""
-    held: list[Held] = field(default_factory=list)
+    held: Held | None = None
 
-    def begin(self) -> None:
-        self.again()
-        super().begin()
+    def expect(self) -> None:
+        self.held = self.farm.store.hold(self.method, self.contains, done_upstream=True, every=True)
 
     def again(self) -> None:
-        self.held.append(self.farm.store.hold(self.method, self.contains, done_upstream=True))
+        if self.held:
+            self.held.seen.clear()
 
     def let_go(self) -> None:
-        for one in self.held:
-            one.drop()
+        if self.held:
+            self.held.drop()
 
     def is_held(self) -> bool:
-        return self.held[-1].seen.is_set()
+        return self.held is not None and self.held.seen.is_set()
 
 
 def backup(farm: Farm) -> Request:
@@ -125,15 +134,21 @@ def backup(farm: Farm) -> Request:
 
 def restore_test(farm: Farm, backup: Entry) -> Request:
     """The restore test of that backup, held before its archive comes."""
-    archive = backup.key.replace("manifest.json", "archive.dump.age")
-    return Request(farm, "backup_restore_test", "restore_and_compare", "restore", method="GET", contains=archive)
+    archive, form = backup.key.replace("manifest.json", "archive.dump.age"), {"manifest": backup.key}
+    work = Request(farm, "backup_restore_test", "restore_and_compare", "restore", form={**form})
+    work.method, work.contains = "GET", archive
+    return work
 
 
 @dataclass
 class Backfill(Work):
-    """Ranges of keys, mapped over tasks, held by the control of the migration once rows are written."""
+    """Ranges of keys, mapped over tasks, held by the control of the migration once rows are written.
+
+    Beside a backup it waits by itself, with its range taken and no row written.
+    """
 
     ranges: list[tuple[int, int]] = field(default_factory=list)
+    beside_backup: bool = False
 
     @cached_property
     def desk(self) -> MigrationDesk:
@@ -142,22 +157,18 @@ class Backfill(Work):
         ops, target = self.farm.conninfo("payme_ops"), world.conninfo("payme_db_migrate", "payme")
         return MigrationDesk(settings.load(), target, ops, "tests/distributed")
 
-    def begin(self) -> None:
-        given = [{"low": low, "high": high} for low, high in self.ranges]
-        self.run = self.farm.api.trigger(self.dag, {"ranges": given})
-
-    def again(self) -> None:
-        """It stays paused."""
-
     def let_go(self) -> None:
         control.resume(self.desk, reason="the strikes are over")
 
     def is_held(self) -> bool:
-        done = self.progress()
-        if len(done) < len(self.ranges) or not all(written for written, _ in done):
+        if len(self.sessions()) < len(self.ranges):
             return False
-        control.pause(self.desk, reason="to be struck in its middle")
-        return len(self.sessions()) >= len(self.ranges)
+        if not self.beside_backup:
+            done = self.progress()
+            if len(done) < len(self.ranges) or not all(written for written, _ in done):
+                return False
+            control.pause(self.desk, reason="to be struck in its middle")
+        return True
 
     def progress(self) -> list[tuple[int, bool]]:
         """Rows written of each range, and whether it has ended."""
@@ -197,25 +208,27 @@ def prepare_backfill(farm: Farm) -> list[tuple[int, int]]:
 
 def mapped_backfill(farm: Farm, ranges: list[tuple[int, int]]) -> Backfill:
     """Those ranges."""
-    return Backfill(farm, "mapped_backfill", "encrypt", "migration", map_index=0, ranges=ranges)
+    form: dict[str, object] = {"ranges": [{"low": low, "high": high} for low, high in ranges]}
+    return Backfill(farm, "mapped_backfill", "encrypt", "migration", map_index=0, form=form, ranges=ranges)
 
 
 @dataclass
 class Deployment(Work):
-    """A task of a release: orders are stopped, or it is deployed; both at the API before anybody knows of it."""
+    """A task of a release, struck when the API has done what it asks and it has not heard of that: once, as it waits
+    for no answer longer than some seconds."""
 
     path: str = ""
-    held: list[Held] = field(default_factory=list)
+    held: Held | None = None
 
-    def again(self) -> None:
-        self.held.append(self.farm.payme.hold("POST", self.path, done_upstream=True))
+    def expect(self) -> None:
+        self.held = self.farm.payme.hold("POST", self.path, done_upstream=True)
 
     def let_go(self) -> None:
-        for one in self.held:
-            one.drop()
+        if self.held:
+            self.held.drop()
 
     def is_held(self) -> bool:
-        return any(one.seen.is_set() for one in self.held)
+        return self.held is not None and self.held.seen.is_set()
 
 
 def release(farm: Farm) -> Release:
@@ -249,7 +262,7 @@ def answer(farm: Farm, people: dict[str, Api], run: str, *, but: str = "") -> No
         people["lead" if name == "go_no_go_second" else "approver"].answer("deployment", run, name, "Approve")
 
 
-def redeliver(works: list[Work]) -> None:
+def redeliver(works: Sequence[Work]) -> None:
     """Put the messages of their tasks, which are at work, back into the queues, as after the visibility timeout.
 
     Returns when workers have taken them.
@@ -266,7 +279,7 @@ def redeliver(works: list[Work]) -> None:
         eventually(lambda: not any(broker.llen(queue) for queue in queues), "the messages to be taken", seconds=60)
 
 
-def strike(way: Way, works: list[Work]) -> None:
+def strike(way: Way, works: Sequence[Work]) -> None:
     """Strike the worker of each, all at once as far as it goes; return when the tasks have ended and workers are back.
 
     A task that lives on, with its supervisor or without, fails this.
@@ -282,6 +295,8 @@ def strike(way: Way, works: list[Work]) -> None:
             farm.supervisor.kill(name) if way is Way.TREE else farm.kill_parent(name)
     for work, task in zip(works, tasks, strict=True):
         eventually(partial(_is_gone, task), f"the task of {work.dag}, {way}, to end", seconds=20)
+    for work in works:
+        work.again()
     if way is not Way.SUPERVISOR:
         farm.start(*names)
 

@@ -195,12 +195,17 @@ class Proxy:
 
         return self._add(Rule(method, contains, fault))
 
-    def hold(self, method: str, contains: str, *, done_upstream: bool = False) -> Held:
-        """Hold the first such request, before the store sees it or, with `done_upstream`, before its answer leaves."""
+    def hold(self, method: str, contains: str, *, done_upstream: bool = False, every: bool = False) -> Held:
+        """Hold the first such request, before the store sees it or, with `done_upstream`, before its answer leaves.
+
+        With `every` all such requests are held, until this one is let go: a client that is patient asks again.
+        """
         held = Held()
         self._held.append(held)
 
         def fault(request: Request, forward: Forward) -> Response:
+            if held.released.is_set():
+                return forward(request)
             answer = forward(request) if done_upstream else None
             held.seen.set()
             held.released.wait()
@@ -208,7 +213,7 @@ class Proxy:
                 raise CutOff
             return answer or forward(request)
 
-        self._add(Rule(method, contains, fault, times=1))
+        self._add(Rule(method, contains, fault, times=None if every else 1))
         return held
 
     def clear(self) -> None:

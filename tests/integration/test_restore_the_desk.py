@@ -51,7 +51,11 @@ def test_the_lines_bring_both_databases_back_and_nothing_goes_on_by_itself(
             SELECT 'deployment', 'release-1', 'running', 'manual', now(), max(id) FROM log_template
         """)
         log.execute("INSERT INTO log (dttm, event) SELECT now(), 'trigger' FROM generate_series(1, 3)")
+        with psycopg.connect("service=payme_ops_db") as ops:
+            ops.execute("INSERT INTO ops.terms VALUES ('freeze:sandbox', 'release/release-1', 7, now(), now())")
         made = {which: back_up(installation, which) for which in ("airflow", "ops")}
+        with psycopg.connect("service=payme_ops_db") as ops:
+            ops.execute("DELETE FROM ops.terms WHERE name = 'freeze:sandbox'")
         log.execute("INSERT INTO log (dttm, event) SELECT now(), 'lost' FROM generate_series(1, 4)")
         exported = event_log.export(own(installation, "airflow"), "test", keep_since=utc_now(), report=quiet)
         assert exported is not None
@@ -60,6 +64,7 @@ def test_the_lines_bring_both_databases_back_and_nothing_goes_on_by_itself(
         for which, database in (("airflow", "airflow"), ("ops", "payme_ops")):
             assert f"database {database} holds {made[which].truth.rows:,} rows, equal to the manifest" in told
         assert "deployment | release-1 | running" in told
+        assert "freeze:sandbox | release/release-1" in told
         # The dump's own lease lies in the backup of the ops database. It is over, and nobody's.
         assert "snapshot:payme_ops" in told
         assert lease.peek(target.conninfo("payme_ops"), "snapshot:payme_ops") is None

@@ -6,6 +6,8 @@ Read by the FAB auth manager of every server: AIRFLOW__FAB__CONFIG_FILE names th
 from flask_appbuilder.const import AUTH_DB
 from flask_appbuilder.exceptions import PasswordComplexityValidationError
 
+from payme_ops.orchestration.accounts import record_changes
+
 # Accounts are made by an admin, each for one person, with a password in Airflow's database. Nobody registers, and who
 # has not signed in sees nothing.
 AUTH_TYPE = AUTH_DB
@@ -34,3 +36,6 @@ def _long_enough(password: str) -> None:
 
 FAB_PASSWORD_COMPLEXITY_ENABLED = True
 FAB_PASSWORD_COMPLEXITY_VALIDATOR = _long_enough
+
+# Who makes or changes an account stands in Airflow's event log.
+record_changes()

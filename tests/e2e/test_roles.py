@@ -73,6 +73,14 @@ class Office:
     def ops(self) -> str:
         return self.world.conninfo("payme_ops", "payme_ops")
 
+    @property
+    def admin_role(self) -> str:
+        """Its number, which forms want."""
+        with psycopg.connect(self.world.conninfo("airflow", "airflow")) as connection:
+            row = connection.execute("SELECT id FROM ab_role WHERE name = %s", [ADMIN]).fetchone()
+        assert row
+        return str(row[0])
+
     def url(self, path: str) -> str:
         """Of Airflow's API, or of one beside it."""
         beside = path.startswith(("/auth/", "/ui/"))
@@ -341,6 +349,32 @@ def test_everybody_changes_their_own_password_to_a_long_one(office: Office) -> N
         assert browser.fill_in(form, password=new, conf_password=new)[0] == 302
         assert [bool(token(office.world, user, password)) for password in (old, new)] == [False, True]
         office.passwords[role] = new
+
+
+def test_the_event_log_has_who_was_given_what(office: Office) -> None:
+    """By a form it says who did it; a sign-in is no change. No password is in it, not even its hash."""
+    browser = Browser(office.world.url("airflow"), "203.0.113.1")
+    assert browser.fill_in("/auth/login/", username="first_admin", password=office.passwords[ADMIN])[0] == 302
+    person = {"username": "guest", "email": "guest@payme.test", "first_name": "A", "last_name": "guest"}
+    role = office.admin_role
+    form = {**person, "active": "y", "roles": role, "password": "x" * 16, "conf_password": "x" * 16}
+    assert browser.fill_in("/auth/users/add", **form)[0] == 302
+    path = f"{office.world.url('airflow')}/auth/fab/v1/users/guest"
+    viewer = {"roles": [{"name": "viewer"}]}
+    assert call("PATCH", f"{path}?update_mask=roles", viewer, token=office.admin.token)[0] == 200
+    assert token(office.world, "guest", "x" * 16)
+    assert call("DELETE", path, token=office.admin.token)[0] == 204
+
+    asked = "/eventLogs?included_events=user_made&included_events=user_changed&included_events=user_deleted&limit=100"
+    entries = office.people[AUDITOR].call("GET", f"{asked}&order_by=event_log_id")["event_logs"]
+    of_guest = [(one["event"], one["owner"], one["extra"]) for one in entries if '"guest"' in one["extra"]]
+    assert [(event, owner) for event, owner, _ in of_guest] == [
+        ("user_made", "first_admin"),
+        ("user_changed", "not by a form"),
+        ("user_deleted", "not by a form"),
+    ]
+    assert [json.loads(extra).get("roles") for _, _, extra in of_guest[:2]] == [[ADMIN], ["viewer"]]
+    assert not any("scrypt" in one["extra"] for one in entries)
 
 
 def login_of(role: str) -> str:

@@ -12,10 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
+from airflow.providers.fab.auth_manager.models import Role, User
+from flask import has_request_context
+from flask_login import current_user
+from sqlalchemy import event, inspect
+from sqlalchemy.orm import Session
 from werkzeug.security import check_password_hash
 
 from payme_ops.foundation import secret
 from payme_ops.foundation.errors import IntegrityError, PaymeOpsError, SettingsError
+from payme_ops.orchestration import internals
 
 # Airflow gives it every permission there is, new ones too; the others that it makes itself are given to nobody.
 ADMIN = "Admin"
@@ -24,6 +30,9 @@ SECRETS = Path("/run/secrets")
 MIN_PASSWORD_CHARACTERS = 16
 
 Permissions = frozenset[tuple[str, str]]
+
+# What the event log is told of.
+_KEPT = {User: ("username", "email", "active", "password", "roles", "groups"), Role: ("name", "permissions")}
 
 
 def read(file: Path) -> dict[str, Permissions]:
@@ -58,10 +67,9 @@ def load_roles(security: Any, wanted: Mapping[str, Permissions]) -> list[str]:
         role = security.add_role(name)
         found = _permissions(role)
         missing, surplus = sorted(permissions - found), sorted(found - permissions)
-        for action, resource in missing:
-            security.add_permission_to_role(role, security.create_permission(action, resource))
-        for action, resource in surplus:
-            security.remove_permission_from_role(role, security.get_permission(action, resource))
+        if missing or surplus:
+            role.permissions = [security.create_permission(*pair) for pair in sorted(permissions)]
+            security.session.commit()
         _require(_permissions(security.find_role(name)) == permissions, f"the role {name}", "what the file says")
         changes += _told(f"{name} may now", missing) + _told(f"{name} may no longer", surplus)
     for user in security.get_all_users():
@@ -83,6 +91,33 @@ def make_accounts(security: Any, folder: Path = SECRETS) -> list[str]:
     if not any(user.is_active and ADMIN in _names(user) for user in security.get_all_users()):
         changes += _make(security, FIRST_ADMIN, ADMIN, _password(folder / f"airflow_{FIRST_ADMIN}_password"))
     return changes + _make(security, AUDITOR, AUDITOR, _password(folder / f"airflow_{AUDITOR}_password"))
+
+
+def record_changes() -> None:
+    """From now on Airflow's event log has every change of an account or a role; FAB itself writes none of them there.
+
+    docker/webserver_config.py calls it, so it holds for all that reads that file: the forms, the API, `airflow users`.
+    """
+    if not event.contains(Session, "before_flush", _record):
+        event.listen(Session, "before_flush", _record)
+
+
+def _record(session: Session, *_: object) -> None:
+    for done, rows in (("made", session.new), ("changed", session.dirty), ("deleted", session.deleted)):
+        for row in [row for row in rows if type(row) in _KEPT]:
+            attributes = inspect(row).attrs
+            changed = [name for name in _KEPT[type(row)] if attributes[name].history.has_changes()]
+            if not changed and done == "changed":
+                continue  # a sign-in is counted in the same row
+            said = {"name": row.username if isinstance(row, User) else row.name, "changed": changed}
+            if "roles" in changed:
+                said["roles"] = sorted(_names(row))
+            internals.write_event(session, f"{type(row).__name__.lower()}_{done}", _by(), json.dumps(said))
+
+
+def _by() -> str:
+    """Who is signed in at the form. What comes by the API or the command line does not say who it is."""
+    return current_user.get_name() if has_request_context() and current_user.is_authenticated else "not by a form"
 
 
 def _make(security: Any, name: str, role: str, password: str) -> list[str]:

@@ -63,6 +63,13 @@ def set_sentry_up() -> None:
     ConfiguredSentry().prepare_to_enrich_errors("")
 
 
+def write_event(session: Any, event: str, owner: str, extra: str) -> None:
+    """One entry of the event log, with whatever else the session commits. Airflow's own are for calls of its API."""
+    from airflow.models.log import Log
+
+    session.add(Log(event, owner=owner, extra=extra))
+
+
 def failed_task(traceback: Any) -> Any | None:
     """The task instance in whose run an error was raised, by the error's traceback.
 

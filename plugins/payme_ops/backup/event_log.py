@@ -125,6 +125,7 @@ def export(desk: Desk, run: str, *, keep_since: datetime, report: Report) -> Exp
                 report=report,
             )
             first_at, last_at = _require_complete(session, after, upto, text)
+        proof = store.read_back(desk.bucket, stored, report=report)
         made = Export(
             format="payme-ops/airflow-event-log",
             version=1,
@@ -148,7 +149,7 @@ def export(desk: Desk, run: str, *, keep_since: datetime, report: Report) -> Exp
             text_size_bytes=text.size_bytes,
             events=stored,
             sealing=Sealing(format=FORMAT, recipients=desk.recipients),
-            read_back=store.read_back(desk.bucket, stored, report=report),
+            read_back=proof,
             previous_sha256=_sha256(desk.bucket, last) if last else None,
             before=before,
         )

@@ -27,8 +27,7 @@ DAGS = {
     "monthly_age": "backup_monthly",
     "proof_age": "backup_restore_test",
     **{f"rto_{tier}": "backup_restore_test" for tier in Tier},
-    # The desk's own databases; DeskSettings.databases has their words.
-    **{f"{which}_{age}": "desk_backup" for which in ("airflow", "ops") for age in ("age", "proof_age")},
+    **{f"{which}_{age}": "desk_backup" for which in DeskSettings().databases for age in ("age", "proof_age")},
 }
 
 _SOURCE = "the buckets"

@@ -184,14 +184,18 @@ class Supervisor:
             time.sleep(0.5)
 
     def kill(self, name: str) -> Process:
-        """Kill a component with all that it has started, as a crash does; `start` may start it again."""
+        """Kill a component with all that it has started, as a crash does; `start` may start it again.
+
+        One that has ended is only forgotten.
+        """
         group, child = next((group, one) for group in self._groups for one in group if one.process.name == name)
-        leader = psutil.Process(child.popen.pid)
-        leader.suspend()  # or it starts others while we look for its children
-        for process in [*leader.children(recursive=True), leader]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        child.popen.wait()
+        if child.popen.poll() is None:
+            leader = psutil.Process(child.popen.pid)
+            leader.suspend()  # or it starts others while we look for its children
+            for process in [*leader.children(recursive=True), leader]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            child.popen.wait()
         group.remove(child)
         self._tell(f"gone {child.popen.pid}")
         return child.process

@@ -29,7 +29,7 @@ import redis
 from sandbox import airflow, postgres, s3, world
 from sandbox.airflow import Api
 from sandbox.http import call
-from sandbox.supervisor import Missing, Process, Supervisor
+from sandbox.supervisor import Missing, Process, SandboxError, Supervisor
 from sandbox.world import AUDITOR, PROJECT, USERS, World
 from tests.support import compose
 from tests.support.proxy import Proxy, proxy_before
@@ -113,23 +113,49 @@ class Farm:
         return self.secrets.parent
 
     def until(self, missing: Missing, what: str, within_seconds: float = 240) -> None:
-        """Wait for a condition while everything that was not struck stays alive."""
-        self.supervisor.until(missing, what, within_seconds)
+        """Wait for a condition. What ends meanwhile is started again, as the compose file asks (unless-stopped)."""
+
+        def missing_now() -> str | None:
+            self._start_what_ended()
+            return missing()
+
+        self.supervisor.until(missing_now, what, within_seconds)
+
+    def _start_what_ended(self) -> None:
+        ended = [name for name, pid in self.supervisor.pids().items() if name in self.processes and has_ended(pid)]
+        for name in ended:
+            self.supervisor.kill(name)  # it is only forgotten
+        self.start(*ended)
 
     def start(self, *names: str) -> None:
         """Start these, return when each is ready."""
         self.supervisor.start(*(self.processes[name] for name in names))
 
+    def crash_database(self) -> None:
+        """SIGKILL the desk's PostgreSQL and start it again; so is what gives up meanwhile, the scheduler first of all."""
+        self.supervisor.kill("desk-postgres")
+        with suppress(SandboxError):
+            self.start("desk-postgres")
+        self.until(self.processes["desk-postgres"].ready, "the desk's database")
+
     def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
         """Stop a component as a service manager does, return when it has ended."""
-        leader = psutil.Process(self.supervisor.pids()[name])
-        leader.send_signal(number)
-        eventually(lambda: leader.status() == psutil.STATUS_ZOMBIE, f"{name} to end", seconds=60)
-        self.supervisor.kill(name)  # nothing of it is left: it is only forgotten
+        pid = self.supervisor.pids()[name]
+        os.kill(pid, number)
+        eventually(partial(has_ended, pid), f"{name} to end", seconds=60)
+        self.supervisor.kill(name)  # it is only forgotten
 
     def kill_parent(self, name: str) -> None:
         """SIGKILL Celery's parent alone, as the OOM killer may do. Whether the rest lives on is for the rest to say."""
         self.stop(name, signal.SIGKILL)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether nothing of the process is left but its exit code."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def process_of(task: Mapping[str, Any], *, supervisor: bool = False) -> psutil.Process | None:

@@ -21,7 +21,7 @@ from payme_ops.release.checklist import PREPARED
 from payme_ops.release.request import Release
 from sandbox.airflow import Api
 from sandbox.supervisor import SandboxError
-from tests.distributed.farm import Farm, process_of
+from tests.distributed.farm import Farm, has_ended, process_of
 from tests.support import releases
 from tests.support.proxy import Held
 from tests.support.waiting import eventually
@@ -294,12 +294,8 @@ def strike(way: Way, works: Sequence[Work]) -> None:
         for name in names:
             farm.supervisor.kill(name) if way is Way.TREE else farm.kill_parent(name)
     for work, task in zip(works, tasks, strict=True):
-        eventually(partial(_is_gone, task), f"the task of {work.dag}, {way}, to end", seconds=20)
+        eventually(partial(has_ended, task.pid), f"the task of {work.dag}, {way}, to end", seconds=20)
     for work in works:
         work.again()
     if way is not Way.SUPERVISOR:
         farm.start(*names)
-
-
-def _is_gone(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE

@@ -132,7 +132,7 @@ class Farm:
         self.supervisor.start(*(self.processes[name] for name in names))
 
     def crash_database(self) -> None:
-        """SIGKILL the desk's PostgreSQL and start it again; so is what gives up meanwhile, the scheduler first of all."""
+        """SIGKILL the desk's PostgreSQL and start it again, and what gives up meanwhile: the scheduler does."""
         self.supervisor.kill("desk-postgres")
         with suppress(SandboxError):
             self.start("desk-postgres")

@@ -48,6 +48,11 @@ def test_each_database_goes_its_own_way_and_only_the_restore_test_may_open_it(da
     assert {task.queue for task in dag.tasks} == {"desk", "restore"}
 
 
+def test_no_other_dag_runs_where_airflows_database_can_be_reached(dag_bag: Any) -> None:
+    on_it = {dag_id for dag_id, dag in dag_bag.dags.items() if any(task.queue == "desk" for task in dag.tasks)}
+    assert on_it == {"desk_backup", "desk_housekeeping"}
+
+
 @pytest.mark.parametrize(
     ("which", "database", "table"), [("airflow", "airflow", "log"), ("ops", "payme_ops", "leases")]
 )

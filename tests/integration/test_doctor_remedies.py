@@ -157,7 +157,7 @@ def around(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StandIn, 
 
     def airflow(port: int, state: Path) -> Any:
         server = airflow_stand_in.make_server(states[0], port, state)
-        server.route = lambda request: states[-1].route(request)  # type: ignore[method-assign]
+        server.route = lambda request: states[-1].route(request)
         return server
 
     with (

@@ -79,7 +79,7 @@ def _pools(reader: Reader) -> Finding:
 def _stored_connections(reader: Reader) -> Finding:
     found = airflow_api.stored_connections(reader)
     if found is None:
-        remedy = "give that account can_read on Connections (docs/roles.md), or look in the UI under Admin, Connections"
+        remedy = "look as an admin, in the UI under Admin, Connections; or give that account can_read on Connections"
         return Finding(Verdict.INCONCLUSIVE, {"connections": "the account may not see them"}, remedy)
     if found:
         return failed(

@@ -391,40 +391,46 @@ def _people(farm: Farm) -> None:
 
 
 def users() -> list[dict[str, int]]:
-    """A user of the system for each queue; none where this process may not become another.
+    """A user of the system for each queue; none where this process may not become another, or that could run nothing.
 
     Users that every Debian has: PostgreSQL, which a restore test starts, wants one that has a name.
     """
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 or not all(path.stat().st_mode & 0o001 for path in _NEEDED):
+        return [{} for _ in QUEUES]
+    if _closed() and subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         return [{} for _ in QUEUES]
     named = [one for one in pwd.getpwall() if 0 < one.pw_uid < 100 and one.pw_shell.endswith("nologin")]
     return [{"user": one.pw_uid, "group": one.pw_gid} for one in named[: len(QUEUES)]]
 
 
-def _as(who: Mapping[str, int]) -> list[str]:
-    """What runs the words after it as that user, who has to reach Python and the project.
+_NEEDED = (Path(sys.base_prefix).resolve(), PROJECT)
 
-    Where these lie in a folder that is root's alone (/root), the process sees that folder with nothing else in it.
+
+def _closed() -> set[Path]:
+    """The topmost folders on the way to Python and the project that others may not enter."""
+    tops = (next((one for one in reversed(path.parents) if not one.stat().st_mode & 0o001), None) for path in _NEEDED)
+    return {one for one in tops if one}
+
+
+def _as(who: Mapping[str, int]) -> list[str]:
+    """What runs the words after it as that user.
+
+    Where Python or the project lie in a folder that is root's alone (/root), the process has that folder with nothing
+    else in it: a namespace of its own, in which only they are mounted.
     """
     if not who:
         return []
     change = ["setpriv", f"--reuid={who['user']}", f"--regid={who['group']}", "--clear-groups", "--"]
-    needed = [Path(sys.base_prefix), PROJECT]
-    closed = {top for path in needed if (top := _closed(path))}
+    closed = _closed()
     if not closed:
         return change
-    stash = Path("/mnt")
-    lines = ["set -e", f"mount -t tmpfs tmpfs {stash}"]
-    for number, path in enumerate(needed):
-        lines += [f"mkdir {stash}/{number}", f"mount --bind {path} {stash}/{number}"]
-    lines += [f"mount -t tmpfs -o mode=0755 tmpfs {top}" for top in sorted(closed)]
-    for number, path in enumerate(needed):
-        if any(path.is_relative_to(top) for top in closed):
-            lines += [f"mkdir -p {path}", f"mount --bind {stash}/{number} {path}"]
-    lines += [f"umount --lazy {stash}", f'cd "{PROJECT}"', 'exec "$@"']
+    places = [(path, f"/mnt/{number}") for number, path in enumerate(_NEEDED)]
+    hidden = [(path, stash) for path, stash in places if any(path.is_relative_to(top) for top in closed)]
+    lines = [
+        "set -e; umask 022; mount -t tmpfs tmpfs /mnt",
+        *(f'mkdir {stash}; mount --bind "{path}" {stash}' for path, stash in hidden),
+        *(f'mount -t tmpfs -o mode=0755 tmpfs "{top}"' for top in closed),
+        *(f'mkdir -p "{path}"; mount --bind {stash} "{path}"' for path, stash in hidden),
+        f'umount --lazy /mnt; cd "{PROJECT}"; exec "$@"',
+    ]
     return ["unshare", "--mount", "/bin/sh", "-c", "\n".join(lines), "sh", *change]
-
-
-def _closed(path: Path) -> Path | None:
-    """The topmost folder on the way to it that others may not enter."""
-    return next((one for one in reversed(path.resolve().parents) if not one.stat().st_mode & 0o001), None)

@@ -51,7 +51,7 @@ def test_airflow_section_has_what_production_insists_on_and_no_connection() -> N
 
 def test_compose_section_has_what_the_compose_file_asks_for_beside_settings() -> None:
     compose = (PROJECT / "docker-compose.yaml").read_text()
-    asked = set(re.findall(r"\$\{(PAYME_OPS_(?!_)\w+)", compose)) - {"PAYME_OPS_ENV_FILE"}
+    asked = set(re.findall(r"\$\{(PAYME_OPS_(?!_)\w+)", compose)) - {"PAYME_OPS_ENV_FILE", "PAYME_OPS_TRIAL"}
     assert set(names(sections()["docker-compose.yaml"])) == asked
 
 

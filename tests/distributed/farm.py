@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -114,18 +115,20 @@ class Farm:
 
     def until(self, missing: Missing, what: str, within_seconds: float = 240) -> None:
         """Wait for a condition. What ends meanwhile is started again, as the compose file asks (unless-stopped)."""
-
-        def missing_now() -> str | None:
+        deadline = time.monotonic() + within_seconds
+        while True:
             self._start_what_ended()
-            return missing()
-
-        self.supervisor.until(missing_now, what, within_seconds)
+            if (found := missing()) is None:
+                return
+            assert time.monotonic() < deadline, f"waited {within_seconds:.0f} s for {what}: {found}"
+            time.sleep(0.5)
 
     def _start_what_ended(self) -> None:
         ended = [name for name, pid in self.supervisor.pids().items() if name in self.processes and has_ended(pid)]
         for name in ended:
             self.supervisor.kill(name)  # it is only forgotten
-        self.start(*ended)
+        with suppress(SandboxError):  # the next one has ended meanwhile
+            self.start(*ended)
 
     def start(self, *names: str) -> None:
         """Start these, return when each is ready."""
@@ -133,10 +136,11 @@ class Farm:
 
     def crash_database(self) -> None:
         """SIGKILL the desk's PostgreSQL and start it again, and what gives up meanwhile: the scheduler does."""
+        since = datetime.now(UTC)
         self.supervisor.kill("desk-postgres")
-        with suppress(SandboxError):
+        with suppress(SandboxError):  # one that gave up
             self.start("desk-postgres")
-        self.until(self.processes["desk-postgres"].ready, "the desk's database")
+        self.until(partial(airflow.unhealthy, self.world, since), "Airflow, after its database")
 
     def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
         """Stop a component as a service manager does, return when it has ended."""

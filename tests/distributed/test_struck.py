@@ -28,7 +28,7 @@ from tests.distributed.work import WITHIN_SECONDS, Deployment, Way, Work
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1800)]
 
-LAST_QUESTION = "go_no_go_second"  # then orders are stopped
+LAST_QUESTION = "go_no_go_second"  # of the release, before orders are stopped
 DEPLOY_SECONDS = 120  # longer than until it was struck twice
 
 
@@ -57,7 +57,7 @@ class Teller:
     farm: Farm
     people: dict[str, airflow.Api]
     deployment: str
-    waits_with: str = ""  # a question that is not answered yet
+    waits_with: str = LAST_QUESTION  # is not answered yet
 
     def until_held(self, *works: Work, tries: int) -> None:
         """Each stands in its middle, at that try."""
@@ -72,7 +72,7 @@ class Teller:
         """Every run has ended, well or not."""
 
         def missing() -> str | None:
-            work.answer(self.farm, self.people, self.deployment)
+            work.answer(self.farm, self.people, self.deployment, but=self.waits_with)
             return "; ".join(filter(None, [one.left() for one in works])) or None
 
         self.farm.until(missing, "the end of everything", WITHIN_SECONDS)
@@ -117,18 +117,10 @@ def _begun(teller: Teller, before: Entry, ranges: list[tuple[int, int]]) -> list
 def _with_its_host(teller: Teller, before: Entry, ranges: list[tuple[int, int]]) -> list[Work]:
     """Round 1: all that a worker has started is gone at once; then Redis and the desk's database, in the second try."""
     farm = teller.farm
-    frozen = Deployment(
-        farm, "deployment", "freeze_orders", "release", run=teller.deployment, path="/admin/orders/freeze"
-    )
-    teller.waits_with = LAST_QUESTION
     works = _begun(teller, before, ranges)
     work.redeliver(works)
     farm.until(partial(_unrefused, farm, len(works)), "redelivered messages to be refused")
-    frozen.expect()
-    teller.waits_with = ""
-    teller.until_held(*works, frozen, tries=1)
-    work.strike(Way.TREE, [*works, frozen])
-    frozen.let_go()
+    work.strike(Way.TREE, works)
     teller.until_held(*works, tries=2)
     farm.stop("redis")
     farm.start("redis")
@@ -136,6 +128,12 @@ def _with_its_host(teller: Teller, before: Entry, ranges: list[tuple[int, int]])
     for one in works:
         one.let_go()
     teller.until_ended(*works)
+    path = "/admin/orders/freeze"
+    frozen = Deployment(farm, "deployment", "freeze_orders", "release", run=teller.deployment, path=path)
+    frozen.expect()
+    teller.waits_with = ""
+    teller.until_held(frozen, tries=1)
+    work.strike(Way.TREE, [frozen])
     return [*works, frozen]
 
 
@@ -165,7 +163,6 @@ def _process_by_process(teller: Teller, before: Entry, ranges: list[tuple[int, i
     for works in rounds:
         teller.until_held(*works, tries=1)
         work.strike(Way.PARENT, works)
-        deployed.let_go()
         teller.until_held(*works, tries=2)
         work.strike(Way.SUPERVISOR, works)
         for one in works:

@@ -223,6 +223,9 @@ class Deployment(Work):
     def expect(self) -> None:
         self.held = self.farm.payme.hold("POST", self.path, done_upstream=True)
 
+    def again(self) -> None:
+        self.let_go()  # who waited for the answer is gone
+
     def let_go(self) -> None:
         if self.held:
             self.held.drop()

@@ -16,7 +16,7 @@ def mapped_backfill() -> None:
     def plan(params: dict[str, Any] | None = None) -> Any:
         return (params or {})["ranges"]
 
-    work("encrypt", hours=6).expand(given=plan()) >> work("catch_up", hours=6)()
+    work("encrypt", hours=6).expand(given=plan())
 
 
 mapped_backfill()

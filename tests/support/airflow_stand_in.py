@@ -25,7 +25,7 @@ class AirflowState:
     waiting: dict[str, timedelta] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        timed = ("backup_daily", "backup_weekly", "backup_monthly", "backup_restore_test")
+        timed = ("backup_daily", "backup_weekly", "backup_monthly", "backup_restore_test", "desk_backup")
         self.dags |= {name: _dag(name, "0 2 * * *") for name in timed}
         self.dags |= {"incident": _dag("incident", "Asset"), "backup_restore": _dag("backup_restore", None)}
 

@@ -28,7 +28,7 @@ _HIGH, _RESOLVED = 75, 0
 _AGAIN_MINUTES = 30
 _READ, _WRITE = "alerts:read", "alerts:write"
 # Whose silence Sentry tells of by itself, once they have checked in for the first time (orchestration/sentry.py).
-CRON_MONITORS = ("backup_daily", "backup_weekly", "backup_monthly", "backup_restore_test")
+CRON_MONITORS = ("backup_daily", "backup_weekly", "backup_monthly", "backup_restore_test", "desk_backup")
 
 
 class Kind(StrEnum):

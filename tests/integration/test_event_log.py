@@ -3,6 +3,7 @@
 import hashlib
 import json
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -266,17 +267,70 @@ def test_a_store_that_is_away_leaves_no_export_and_the_next_run_makes_it(
     assert len(keys(installation)) == 2
 
 
-def test_what_a_killed_run_left_is_cleared_and_written_over(
-    log: psycopg.Connection, desk: Desk, installation: Installation
+def test_a_commit_whose_answer_got_lost_is_a_commit(
+    log: psycopg.Connection, installation: Installation, proxy: Proxy
 ) -> None:
     add(log, 2)
-    key = f"{event_log.PREFIX}00000001/{event_log.EVENTS_NAME}"
-    store, bucket = installation.store.client, installation.bucket_name
-    store.create_multipart_upload(Bucket=bucket, Key=key)  # killed in the upload
-    store.put_object(Bucket=bucket, Key=key, Body=b"whole, and no manifest")  # killed before the commit
+    rule = proxy.lose_answer("PUT", "manifest.json", times=1)
+    desk = desk_of(installation)
     made = exported(desk)
-    assert (made.number, made.rows) == (1, 2)
-    assert installation.store.head(key).size_bytes == made.events.size_bytes
+    assert rule.hits == 1
+    assert list(event_log.chain(desk.bucket, desk.settings.backup.trusted_keys)) == [made]
+
+
+# As a task does it: in a process of its own, which can be killed.
+_EXPORT = """
+import sys
+from datetime import timedelta
+from payme_ops.backup import event_log
+from payme_ops.backup.run import Desk
+from payme_ops.foundation import settings
+from payme_ops.foundation.clock import utc_now
+from payme_ops.foundation.objectstore import Bucket, profile_client
+config = settings.load().of("airflow")
+bucket = Bucket(profile_client("payme_s3_write"), config.backup.bucket)
+desk = Desk(config, sys.argv[1], "service=payme_ops_db", bucket, bucket)
+event_log.export(desk, "killed", keep_since=utc_now() - timedelta(days=90), report=print)
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "contains", "done_upstream", "exports"),
+    [
+        pytest.param("POST", f"{event_log.EVENTS_NAME}?uploads", True, 1, id="upload begun"),
+        pytest.param("PUT", "partNumber=1", True, 1, id="entries stored"),
+        pytest.param("GET", event_log.EVENTS_NAME, True, 1, id="reading back"),
+        pytest.param("PUT", "manifest.json", False, 1, id="manifest on its way"),
+        pytest.param("PUT", "manifest.json", True, 2, id="manifest written, nobody told"),
+    ],
+)
+def test_killed_at_any_moment_no_entry_is_lost_or_exported_twice(
+    log: psycopg.Connection,
+    installation: Installation,
+    proxy: Proxy,
+    method: str,
+    contains: str,
+    done_upstream: bool,
+    exports: int,
+) -> None:
+    document.require("age", "zstd")
+    add(log, 3)
+    desk = desk_of(installation)
+    held = proxy.hold(method, contains, done_upstream=done_upstream)
+    running = subprocess.Popen([sys.executable, "-c", _EXPORT, desk.database], stdout=subprocess.DEVNULL)
+    try:
+        held.wait_until_seen(60)
+    finally:
+        running.kill()
+        running.wait()
+        held.drop()
+    add(log, 2)
+    exported(desk)  # its lease and its sessions are no hindrance
+    chain = list(event_log.chain(desk.bucket, desk.settings.backup.trusted_keys))
+    assert len(chain) == exports
+    lines = [json.loads(line) for one in reversed(chain) for line in opened(one, installation).splitlines()]
+    assert [line["id"] for line in lines] == [1, 2, 3, 4, 5]
+    assert len(keys(installation)) == 2 * exports
     assert installation.uploads() == []
 
 

@@ -6,6 +6,7 @@ entries out (docs/adr/0027-event-log-from-its-table.md).
 """
 
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -157,6 +158,16 @@ def export(desk: Desk, run: str, *, keep_since: datetime, report: Report) -> Exp
         _commit(desk, made)
     report(f"event log: export {made.number}, {made.rows} entries up to {made.upto}, {made.missing} numbers missing")
     return made
+
+
+def found_changed(desk: Desk, run: str) -> Export | None:
+    """The newest export of that run that found entries changed: also of a try that was killed before it could tell.
+
+    Raises as `chain`.
+    """
+    exports = chain(desk.bucket, desk.settings.backup.trusted_keys)
+    of_run = itertools.takewhile(lambda made: made.run == run, exports)
+    return next((made for made in of_run if made.before.state == "changed"), None)
 
 
 def require_untouched(made: Export) -> None:
@@ -380,8 +391,7 @@ def _commit(desk: Desk, made: Export) -> None:
     key = signing.load_private_key(desk.settings.backup.signing_key_file)
     signed = signing.sign(made.model_dump(mode="json"), key)
     signing.verify(signed, desk.settings.backup.trusted_keys)  # what nobody trusts would stop every later export
-    body = json.dumps(signed, indent=1, sort_keys=True, ensure_ascii=False).encode()
-    desk.bucket.put_if_absent(made.key, body, ContentType="application/json", **desk.placement.encryption())
+    store.write_signed(desk.placement, made.key, signed)
 
 
 def _sha256(bucket: Bucket, made: Export) -> str:

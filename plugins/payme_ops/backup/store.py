@@ -96,12 +96,19 @@ def commit(placement: Placement, manifest: Manifest, key: Ed25519PrivateKey) -> 
     A second run of the same commit finds its own manifest and is content. Raises AlreadyExists when another's
     manifest is there.
     """
-    signed = sign(document(manifest), key)
+    write_signed(placement, manifest.key, sign(document(manifest), key))
+
+
+def write_signed(placement: Placement, key: str, signed: dict[str, Any]) -> None:
+    """Write a signed document, once; the very same document that is there already is ours, its answer got lost.
+
+    Raises AlreadyExists when it is another.
+    """
     body = json.dumps(signed, indent=1, sort_keys=True, ensure_ascii=False).encode()
     try:
-        placement.bucket.put_if_absent(manifest.key, body, ContentType="application/json", **placement.encryption())
+        placement.bucket.put_if_absent(key, body, ContentType="application/json", **placement.encryption())
     except AlreadyExists:
-        if canonical(json.loads(placement.bucket.get(manifest.key))) != canonical(signed):
+        if canonical(json.loads(placement.bucket.get(key))) != canonical(signed):
             raise
 
 

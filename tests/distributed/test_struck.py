@@ -128,13 +128,7 @@ def _with_its_host(teller: Teller, before: Entry, ranges: list[tuple[int, int]])
     for one in works:
         one.let_go()
     teller.until_ended(*works)
-    path = "/admin/orders/freeze"
-    frozen = Deployment(farm, "deployment", "freeze_orders", "release", run=teller.deployment, path=path)
-    frozen.expect()
-    teller.waits_with = ""
-    teller.until_held(frozen, tries=1)
-    work.strike(Way.TREE, [frozen])
-    return [*works, frozen]
+    return works
 
 
 def _unrefused(farm: Farm, count: int) -> str | None:
@@ -146,11 +140,16 @@ def _unrefused(farm: Farm, count: int) -> str | None:
 
 def _process_by_process(teller: Teller, before: Entry, ranges: list[tuple[int, int]]) -> list[Work]:
     """Round 2: first Celery's parent alone, then the supervisors of the tasks' second try. The backup is the release's
-    own, since there is one run of backup_daily at a time; once it is there, the deploy is struck."""
+    own, since there is one run of backup_daily at a time: it begins once orders are stopped, then it is deployed."""
     farm, release = teller.farm, teller.deployment
     final = work.backup(farm)
-    final.expect()
     final.run = f"final__{release}__1"
+    frozen = Deployment(farm, "deployment", "freeze_orders", "release", run=release, path="/admin/orders/freeze")
+    final.expect()
+    frozen.expect()
+    teller.waits_with = ""
+    teller.until_held(frozen, tries=1)
+    work.strike(Way.TREE, [frozen])
     teller.until_held(final, tries=1)
     encrypted, tested = work.mapped_backfill(farm, ranges), work.restore_test(farm, before)
     encrypted.beside_backup = True
@@ -168,7 +167,7 @@ def _process_by_process(teller: Teller, before: Entry, ranges: list[tuple[int, i
         for one in works:
             one.let_go()
     teller.until_ended(encrypted, tested, final, deployed)
-    return [encrypted, tested, final, deployed]
+    return [frozen, encrypted, tested, final, deployed]
 
 
 def api(farm: Farm, method: str, path: str, body: object = None) -> dict[str, Any]:

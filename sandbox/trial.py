@@ -47,7 +47,7 @@ CONNECTIONS: Mapping[str, tuple[str, ...]] = {
 # The desk's own databases are beside it in docker-compose.yaml, and docker/secrets knows them.
 _MADE = ("payme_ops_db", "payme_airflow_db")
 _HERE, _CONTAINER, _STORE = "127.0.0.1", "payme-api", "s3:8333"
-_USER = 50000  # of the image
+_USER, _STORES_USER = 50000, 1000  # of the images
 
 
 def make(folder: Path) -> None:
@@ -70,6 +70,8 @@ def make(folder: Path) -> None:
             text = json.dumps(connection).replace(*where) if name.startswith("payme_s3_") else json.dumps(connection)
             known[name] = json.loads(text.replace(_HERE, _CONTAINER))
         _put(file, json.dumps(known, indent=1))
+    dsn = folder / "secrets" / "sentry_dsn"
+    _put(dsn, dsn.read_text().replace(_HERE, _CONTAINER))
     # The image has its own programs of PostgreSQL and a volume for restores.
     lines = [
         line for line in env.read_text().splitlines() if "_CLIENT_DIRS=" not in line and "_SCRATCH_DIR=" not in line
@@ -77,7 +79,8 @@ def make(folder: Path) -> None:
     env.write_text("\n".join(lines).replace(_HERE, _CONTAINER) + "\n")
     _put(folder / "secrets" / "trial_s3.json", json.dumps({"identities": _identities(world)}, indent=1))
     if os.geteuid() == 0:
-        for place in (folder / "secrets" / "trial_s3.json", folder / "world", *(folder / "world").rglob("*")):
+        shutil.chown(folder / "secrets" / "trial_s3.json", _STORES_USER, _STORES_USER)
+        for place in (folder / "world", *(folder / "world").rglob("*")):
             shutil.chown(place, _USER, 0)
 
 
@@ -106,6 +109,7 @@ def write(folder: Path, world: World, more: Mapping[str, str]) -> Path:
     for variable, name in (
         ("PAYME_OPS__SLACK__TOKEN_FILE", "slack_token"),
         ("PAYME_OPS__WATCHDOG__API_TOKEN_FILE", "payme_api_token"),
+        ("PAYME_OPS__WATCHDOG__STAGING_API_TOKEN_FILE", "payme_api_staging_token"),
         ("PAYME_OPS__WATCHDOG__SENTRY_DSN_FILE", "sentry_dsn"),
     ):
         _put(secrets / name, Path(world.env[variable]).read_text())

@@ -76,8 +76,7 @@ def test_a_service_has_no_power_that_it_does_not_need(service: str) -> None:
     assert raw["cap_drop"] == ["ALL"]
     assert raw["security_opt"] == ["no-new-privileges:true"]
     assert not {"privileged", "pid", "ipc", "network_mode", "devices", "cap_add"} & raw.keys()
-    if service != "s3":  # a trial's; its image changes its user by itself
-        assert not raw["user"].startswith(("0", "root"))
+    assert not raw["user"].startswith(("0", "root"))
     # No folder of the host, and so not the engine's socket; the trial's world alone.
     assert {volume.split(":")[0] for volume in raw.get("volumes", [])} <= {*FILE["volumes"], "./trial/world"}
 
@@ -100,7 +99,28 @@ def test_a_service_starts_again_and_says_whether_it_is_well(service: str) -> Non
 
 @named("service", set(DESK) - {"init"})
 def test_a_service_of_the_desk_waits_until_everything_is_migrated(service: str) -> None:
-    assert DESK[service]["depends_on"] == {"init": {"condition": "service_completed_successfully"}}
+    assert DESK[service]["depends_on"]["init"] == {"condition": "service_completed_successfully"}
+
+
+@named("service", WORKERS)
+def test_what_a_task_needs_is_stopped_after_its_worker(service: str) -> None:
+    # Compose stops in the reverse order: a task that may end in peace still tells Airflow so, and Redis takes its word.
+    assert {name: how["condition"] for name, how in WORKERS[service]["depends_on"].items()} == {
+        "init": "service_completed_successfully",
+        "redis": "service_healthy",
+        "api-server": "service_healthy",
+    }
+    assert set(SERVICES["init"]["depends_on"]) == {"postgres"}
+
+
+def test_what_airflow_writes_into_files_is_where_housekeeping_deletes_it() -> None:
+    said = DESK["dag-processor"]["environment"]
+    kept = said["AIRFLOW__LOGGING__DAG_PROCESSOR_CHILD_PROCESS_LOG_DIRECTORY"]
+    assert kept.startswith(said["AIRFLOW__LOGGING__BASE_LOG_FOLDER"] + "/")
+    assert {name for name, raw in DESK.items() if "logs:/var/log/airflow" in raw.get("volumes", [])} == {
+        *("scheduler", "dag-processor", "triggerer"),
+        *WORKERS,
+    }
 
 
 def test_only_the_ui_is_published_and_on_loopback_unless_said_otherwise() -> None:
@@ -141,6 +161,7 @@ HOLDERS = {
     "airflow_first_admin_password": {"init"},
     "slack_token": {"watchdog"},
     "payme_api_token": {"watchdog"},
+    "payme_api_staging_token": {"watchdog"},
     "sentry_dsn": {"watchdog"},
 }
 
@@ -157,6 +178,39 @@ def test_no_service_has_another_ones_connections_or_identity() -> None:
             if found := own.fullmatch(source):
                 assert found[1] == name
     assert {name for name in OURS if held_by(f"connections_{name}.json")} == set(CONNECTIONS)
+
+
+@named(
+    "variable",
+    [
+        *("BACKUP__SIGNING_KEY_FILE", "BACKUP__IDENTITY_FILE", "BACKUP__VERIFICATION_KEY_FILE", "SLACK__TOKEN_FILE"),
+        *("WATCHDOG__API_TOKEN_FILE", "WATCHDOG__STAGING_API_TOKEN_FILE", "WATCHDOG__SENTRY_DSN_FILE"),
+    ],
+)
+def test_a_key_or_token_is_a_file_of_its_service_or_the_secret_that_the_env_names(variable: str) -> None:
+    arn, name = "arn:aws:secretsmanager:af-south-1:123456789012:secret:one", f"PAYME_OPS__{variable}"
+    given = {service: raw["environment"][name] for service, raw in DESK.items() if raw["environment"][name]}
+    assert given
+    for service, path in given.items():
+        assert path.removeprefix("/run/secrets/") in [target for _, target in compose.mounted(DESK[service])]
+    told = compose.read({**SET, name: arn})["services"]
+    assert dict.fromkeys(given, arn) == {
+        service: told[service]["environment"][name] for service in DESK if told[service]["environment"][name]
+    }
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@named("service", OURS)
+def test_a_service_can_read_what_it_mounts(service: str, made: Path) -> None:
+    # A secret is a bind mount: the owner and mode of the host's file count, and these are 0400.
+    user = int(OURS[service]["user"].split(":")[0])
+    assert {(made / source).stat().st_uid for source, _ in compose.mounted(OURS[service])} <= {user}
+
+
+@named("file", [".env", "trial/env", "trial/secrets/fernet_key"])
+def test_what_the_page_has_people_write_here_gets_into_no_commit(file: str) -> None:
+    found = subprocess.run(["git", "check-ignore", "--quiet", file], cwd=PROJECT, check=False)
+    assert found.returncode == 0
 
 
 def test_every_secret_is_mounted_somewhere_and_made_or_asked_for_by_the_script(made: Path) -> None:
@@ -234,7 +288,8 @@ def test_it_makes_each_once_for_its_owner_alone_and_names_what_people_have_to_br
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o400}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     before = contents(folder)
-    assert all(text for name, (text, _) in before.items() if name not in brought and "aws_credentials" not in name)
+    none = {name for name, (text, _) in before.items() if not text and "aws_credentials" not in name}
+    assert none == {*brought, "payme_api_staging_token"}
     passwords = [before[name][0] for name in before if name.endswith("_password")]
     assert len(set(passwords)) == len(passwords)
     for name in brought:

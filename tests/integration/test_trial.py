@@ -12,9 +12,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from dotenv import dotenv_values
 
 from sandbox import s3, trial
 from sandbox.http import call, silent
+from tests.support import compose
 from tests.support.site import Site
 from tests.support.waiting import eventually
 
@@ -38,12 +40,12 @@ def connection(folder: Path, service: str, name: str) -> dict[str, object]:
 
 
 def test_nothing_that_is_written_down_is_of_this_machine(folder: Path) -> None:
-    files = [folder / "env", *(folder / "secrets").glob("connections_*.json")]
+    files = [folder / "env", *(file for file in (folder / "secrets").iterdir() if file.is_file())]
     assert [file.name for file in files if "127.0.0.1" in file.read_text()] == []
     assert connection(folder, "worker-default", "payme_db_read")["host"] == "payme-api"
     store = connection(folder, "worker-default", "payme_s3_write")["extra"]
     assert store == {"region_name": "af-south-1", "endpoint_url": "http://s3:8333"}
-    assert connection(folder, "worker-desk", "payme_airflow_api")["host"] == "http://api-server:8080"
+    assert connection(folder, "worker-release", "payme_airflow_api")["host"] == "http://api-server:8080"
 
 
 def test_the_store_lets_in_who_has_a_key_of_its_file(folder: Path) -> None:
@@ -52,6 +54,21 @@ def test_the_store_lets_in_who_has_a_key_of_its_file(folder: Path) -> None:
     assert keys["payme_s3_write"] == connection(folder, "worker-default", "payme_s3_write")["password"]
     assert len(set(keys.values())) == len(keys)
     assert keys["sandbox"] != "sandbox"
+
+
+def test_the_watchdog_has_the_token_of_each_api_that_it_is_told_of(folder: Path) -> None:
+    told = dotenv_values(folder / "env")
+    for variable, file in (("API", "payme_api_token"), ("STAGING_API", "payme_api_staging_token")):
+        assert told[f"PAYME_OPS__WATCHDOG__{variable}_URL"]
+        assert (folder / "secrets" / file).read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_the_store_can_read_its_file_and_the_world_is_its_containers(folder: Path) -> None:
+    services = compose.read({"PAYME_OPS_SECRETS": "/", "AIRFLOW__API__BASE_URL": "http://localhost:8080"})["services"]
+    [(source, _)] = compose.mounted(services["s3"])
+    assert f"{(folder / 'secrets' / source).stat().st_uid}" == services["s3"]["user"].split(":")[0]
+    assert f"{(folder / 'world' / 'ports.json').stat().st_uid}" == services["payme-api"]["user"].split(":")[0]
 
 
 @pytest.mark.long

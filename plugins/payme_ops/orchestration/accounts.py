@@ -13,6 +13,8 @@ from typing import Any
 
 from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
 from airflow.providers.fab.auth_manager.models import Role, User
+from airflow.providers.fab.auth_manager.security_manager.override import FabAirflowSecurityManagerOverride
+from fastapi import HTTPException, status
 from flask import has_request_context
 from flask_login import current_user
 from sqlalchemy import event, inspect
@@ -28,11 +30,25 @@ ADMIN = "Admin"
 FIRST_ADMIN, AUDITOR = "first_admin", "auditor"
 SECRETS = Path("/run/secrets")
 MIN_PASSWORD_CHARACTERS = 16
+TOO_SHORT = f"At least {MIN_PASSWORD_CHARACTERS} characters, please."
 
 Permissions = frozenset[tuple[str, str]]
 
 # What the event log is told of.
 _KEPT = {User: ("username", "email", "active", "password", "roles", "groups"), Role: ("name", "permissions")}
+
+
+class LongPasswords(FabAirflowSecurityManagerOverride):
+    """Refuses a short password from the API and from `airflow users`, too: whatever sets one, hashes it here.
+
+    FAB's own validator is asked by the forms only.
+    """
+
+    def _hash_password(self, password: str) -> str:
+        if len(password) < MIN_PASSWORD_CHARACTERS:
+            self.session.rollback()  # the API has set the account's new roles already: the next commit would keep them
+            raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, TOO_SHORT)
+        return super()._hash_password(password)
 
 
 def read(file: Path) -> dict[str, Permissions]:

@@ -1,4 +1,7 @@
-"""Airflow DAGs on which tests/e2e/test_roles.py tries what each role may do: one without danger, one behind a gate."""
+"""Airflow DAGs on which tests/e2e/test_roles.py tries what each role may do: one without danger, one behind a gate.
+
+Where it counts who may ask, and not what comes of it, the DAG is paused: its runs are made, and nothing runs.
+"""
 
 from datetime import UTC, datetime, timedelta
 
@@ -27,13 +30,18 @@ def harmless() -> None:
     work()
 
 
-@dag(schedule=None)
+@dag(schedule=None, is_paused_upon_creation=True)
 def makes_asset() -> None:
     work.override(outlets=[Asset("made")])()
 
 
-@dag(schedule=None)
+@dag(schedule=None, is_paused_upon_creation=True)
 def spare() -> None:
+    work()
+
+
+@dag(schedule=None, is_paused_upon_creation=True, tags=[Risk.WRITES_PROD])
+def tagged() -> None:
     work()
 
 
@@ -63,4 +71,5 @@ def dangerous() -> None:
 harmless()
 makes_asset()
 spare()
+tagged()
 dangerous()

@@ -12,7 +12,7 @@ from payme_ops.orchestration.defaults import Area, Risk, at, dag_options, reason
     params={"reason": reason()},
     **dag_options(
         "desk_housekeeping",
-        "04:30 EAT: sums up and deletes old looks; exports Airflow's event log, then cleans its database",
+        "04:30 EAT: deletes old looks, summed up, and old logs; exports Airflow's event log, then cleans its database",
         area=Area.MONITORING,
         risk=Risk.READS,
     ),
@@ -37,7 +37,14 @@ def desk_housekeeping():
 
         return housekeeping.clean_airflow()
 
+    @task(queue="desk")
+    def old_logs():
+        from payme_ops.orchestration import housekeeping
+
+        return housekeeping.old_logs()
+
     looks()
+    old_logs()
     export_event_log() >> clean_airflow()
 
 

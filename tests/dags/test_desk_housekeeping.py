@@ -1,11 +1,16 @@
 """The night's housekeeping as its tasks do it, on real databases and with Airflow's own clean."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
@@ -22,6 +27,7 @@ from payme_ops.orchestration import housekeeping
 from tests.support import metadata, ops
 from tests.support.installation import Installation
 from tests.support.site import Site
+from tests.support.waiting import eventually
 
 OPS = "service=payme_ops_db"
 FAB = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"  # as in production
@@ -34,6 +40,7 @@ def test_it_runs_at_half_past_four_in_nairobi_and_cleans_after_the_export_only(d
     edges = {task.task_id: (task.queue, sorted(task.downstream_task_ids)) for task in dag.tasks}
     assert edges == {
         "looks": ("default", []),
+        "old_logs": ("desk", []),
         "export_event_log": ("desk", ["clean_airflow"]),
         "clean_airflow": ("desk", []),
     }
@@ -76,6 +83,51 @@ def test_the_address_for_airflow_is_the_connections_whatever_its_password() -> N
         {"sslmode": "verify-full", "sslrootcert": "/run/secrets/ca.crt"},
     )
     assert [url.username, url.password, url.host, str(url.port), url.database] == list(parts.values())
+
+
+def test_logs_that_nobody_has_written_to_for_long_are_deleted_and_no_link_is_followed(
+    installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installation.set_all({"AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(tmp_path / "logs")})
+    outside = written(tmp_path / "elsewhere" / "kept.txt", days=200)
+    written(tmp_path / "logs" / "dag_id=a" / "run_id=1" / "attempt=1.log", days=91)
+    written(tmp_path / "logs" / "vanished.log", days=91)
+    written(tmp_path / "logs" / "dag_id=a" / "run_id=2" / "attempt=1.log", days=89)
+    written(tmp_path / "logs" / "dag_id=b" / "half" / "old.log", days=100)
+    written(tmp_path / "logs" / "dag_id=b" / "new.log", days=0)
+    (tmp_path / "logs" / "latest").symlink_to(outside.parent)
+    (tmp_path / "logs" / "kept.log").symlink_to(outside)
+    (tmp_path / "logs" / "dag_id=c" / "just made").mkdir(parents=True)
+    long_ago(tmp_path / "logs", days=300)
+
+    def unlink(name: str, *, dir_fd: int, original: Any = os.unlink) -> None:
+        if name == "vanished.log":
+            original(name, dir_fd=dir_fd)
+        original(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    assert housekeeping.old_logs() == {"files": 2, "bytes": 10}
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.name != "aws_config"}
+    assert {path for path in left if path.startswith(("logs", "elsewhere"))} == {
+        *("elsewhere", "elsewhere/kept.txt", "logs", "logs/latest", "logs/kept.log"),
+        *("logs/dag_id=a", "logs/dag_id=a/run_id=2", "logs/dag_id=a/run_id=2/attempt=1.log"),
+        *("logs/dag_id=b", "logs/dag_id=b/new.log", "logs/dag_id=c", "logs/dag_id=c/just made"),
+    }
+    assert housekeeping.old_logs() == {"files": 0, "bytes": 0}
+
+
+def written(path: Path, days: float) -> Path:
+    """A file of five bytes that nobody has written to for so long, in a folder as old."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("12345")
+    for one in (path, path.parent):
+        long_ago(one, days)
+    return path
+
+
+def long_ago(path: Path, days: float) -> None:
+    then = (utc_now() - timedelta(days=days)).timestamp()
+    os.utime(path, (then, then))
 
 
 @pytest.fixture
@@ -130,12 +182,9 @@ def test_what_was_exported_and_is_old_is_cleaned_and_nothing_that_is_at_work(
     assert log.execute("SELECT count(*) FROM asset_watcher JOIN trigger ON trigger.id = trigger_id").fetchone() == (1,)
     left = r"SELECT count(*) FROM pg_class WHERE relname LIKE '\_airflow\_deleted%'"
     assert log.execute(left).fetchone() == (0,)
-    # Cleared, or killed after the export: nothing is exported twice, and the clean finds nothing more.
     assert housekeeping.export_event_log()["first_id"] == 5
     with pytest.raises(AirflowSkipException):
         housekeeping.export_event_log()
-    housekeeping.clean_airflow()
-    assert [number for number, _ in events(log)] == [3, 4, 5, 6]
 
 
 def test_entries_that_were_tampered_with_fail_the_export_and_with_it_the_clean(
@@ -148,6 +197,63 @@ def test_entries_that_were_tampered_with_fail_the_export_and_with_it_the_clean(
         housekeeping.export_event_log()
     run = f"desk_housekeeping/{installation.bucket_name}"
     assert evidence.latest(OPS, run, housekeeping.EXPORTED).verdict is Verdict.FAIL
+
+
+def test_entries_that_were_tampered_with_are_told_by_the_next_try_when_the_first_was_killed(
+    log: psycopg.Connection, installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.execute("DELETE FROM log WHERE id < 3")
+    housekeeping.export_event_log()
+    log.execute("UPDATE log SET owner = 'somebody else' WHERE id = 3")
+    with monkeypatch.context() as patched:
+        patched.setattr(evidence, "keep", killed)
+        with pytest.raises(KeyboardInterrupt):
+            housekeeping.export_event_log()
+    log.execute("INSERT INTO log (dttm, event) VALUES (now(), 'trigger')")  # of which the next try makes one more
+    with pytest.raises(IntegrityError, match="not what was exported"):
+        housekeeping.export_event_log()
+    run = f"desk_housekeeping/{installation.bucket_name}"
+    assert evidence.latest(OPS, run, housekeeping.EXPORTED).verdict is Verdict.FAIL
+
+
+def killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+# As Airflow runs the tasks: in a process of its own, which can be killed.
+_NIGHT = """
+import sys
+from types import SimpleNamespace
+from payme_ops.orchestration import housekeeping
+dag_run = SimpleNamespace(dag_id="desk_housekeeping", run_id=sys.argv[1])
+housekeeping.get_current_context = lambda: {"dag_run": dag_run}
+housekeeping.export_event_log()
+housekeeping.clean_airflow()
+"""
+
+
+def test_killed_in_the_middle_of_the_clean_it_ends_and_the_next_try_does_the_rest(
+    log: psycopg.Connection, installation: Installation, site: Site
+) -> None:
+    blocked = "SELECT pid FROM pg_locks WHERE relation = 'job'::regclass AND NOT granted"
+    with metadata.connected(site) as other, other.transaction():
+        other.execute("LOCK TABLE job")
+        night = subprocess.Popen([sys.executable, "-c", _NIGHT, installation.bucket_name])
+        try:
+            eventually(lambda: log.execute(blocked).fetchone() or False, "the clean to wait", 120)
+            clean = psutil.Process(night.pid).children(recursive=True)
+        finally:
+            night.kill()
+            night.wait()
+        assert clean
+        assert psutil.wait_procs(clean, 30)[1] == []  # nothing goes on beside the next try
+    housekeeping.clean_airflow()
+    assert log.execute("SELECT run_id FROM dag_run").fetchall() == [("new",)]
+    kept = [number for number, _ in events(log)]
+    assert kept[:2] == [3, 4]
+    # What the killed one has logged of itself comes next, nothing twice.
+    made = housekeeping.export_event_log()
+    assert (made["number"], made["first_id"], made["last_id"]) == (2, 5, kept[-1])
 
 
 def test_a_clean_that_airflow_refuses_is_tried_again_and_shows_no_password(

@@ -420,7 +420,7 @@ class DeskSettings(_Group):
     keep_days: int = Field(
         default=90,
         ge=32,
-        description="Days for which Airflow keeps runs and its event log, which is exported before.",
+        description="Days for which Airflow keeps runs, logs, and its event log, which is exported before.",
     )
 
     @property

@@ -2,10 +2,14 @@
 
 import logging
 import os
+import signal
+import stat
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from airflow.sdk import get_current_context
@@ -19,7 +23,7 @@ from payme_ops.foundation.clock import show, utc_now
 from payme_ops.foundation.errors import Unavailable
 from payme_ops.foundation.evidence import Finding, Verdict, passed
 from payme_ops.foundation.scrub import scrub
-from payme_ops.foundation.stop import stoppable
+from payme_ops.foundation.stop import end_with_parent, stoppable
 from payme_ops.monitoring import uptime
 from payme_ops.orchestration.connections import ops_db
 from payme_ops.orchestration.doors import log_reason, own_desk, run_name
@@ -62,6 +66,7 @@ def export_event_log() -> dict[str, Any]:
     run, here = run_name(get_current_context()), own_desk("airflow")
     with stoppable():
         made = event_log.export(here, run, keep_since=_keep_since(here.settings), report=_log.info)
+        made = event_log.found_changed(here, run) or made
     if made is None:
         raise AirflowSkipException("nothing is new in the event log")
     facts = ("number", "rows", "first_id", "last_id", "missing", "gaps")
@@ -86,6 +91,18 @@ def clean_airflow() -> str:
     return before.isoformat()
 
 
+def old_logs() -> dict[str, int]:
+    """Delete files below Airflow's log folder that nobody has written to for as long as runs are kept.
+
+    Answers files and bytes. Folders that are left empty go, too, when they are as old.
+    """
+    from airflow.sdk.configuration import conf
+
+    deleted = _delete_old(Path(conf.get("logging", "base_log_folder")), _keep_since(settings.load()))
+    _log.info("deleted: %s files, %s bytes", deleted["files"], deleted["bytes"])
+    return deleted
+
+
 def database_url(conninfo: str) -> str:
     """A libpq string as Airflow wants it; with the password, never to be logged."""
     parts = {name: str(value) for name, value in conninfo_to_dict(conninfo).items()}
@@ -99,6 +116,27 @@ def _keep_since(config: settings.Settings) -> datetime:
     return utc_now() - timedelta(days=config.desk.keep_days)
 
 
+def _delete_old(folder: Path, before: datetime) -> dict[str, int]:
+    """The same below any folder. No symbolic link is followed or deleted; what vanishes meanwhile is no error."""
+    files = size_bytes = 0
+    idle: set[str] = set()
+    for path, folders, names, descriptor in os.fwalk(folder, topdown=False):
+        # Asked before anything in it is deleted. A folder that was just made waits for its first file.
+        if os.fstat(descriptor).st_mtime < before.timestamp():
+            idle.add(path)
+        for name in names:
+            with suppress(FileNotFoundError):
+                found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                if stat.S_ISREG(found.st_mode) and found.st_mtime < before.timestamp():
+                    os.unlink(name, dir_fd=descriptor)
+                    files, size_bytes = files + 1, size_bytes + found.st_size
+        for name in folders:
+            if f"{path}/{name}" in idle:
+                with suppress(OSError):  # not empty
+                    os.rmdir(name, dir_fd=descriptor)
+    return {"files": files, "bytes": size_bytes}
+
+
 def _clean(conninfo: str, before: datetime) -> None:
     """`airflow db clean` with the power over its database that tasks otherwise never have. Raises Unavailable."""
     command = [sys.executable, "-m", "airflow", "db", "clean", "--yes", "--skip-archive", "--error-on-cleanup-failure"]
@@ -108,7 +146,10 @@ def _clean(conninfo: str, before: datetime) -> None:
         # The auth manager says whether there is a table `session`.
         kept = {name: os.environ[name] for name in _CLEAN_NEEDS if name in os.environ}
         env = {**kept, "AIRFLOW_HOME": home, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database_url(conninfo)}
-        ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        # Killed with us: it would go on deleting beside the next try.
+        ended = subprocess.run(
+            command, env=env, capture_output=True, text=True, check=False, preexec_fn=end_with_parent(signal.SIGKILL)
+        )
     lines = [scrub(line) for line in f"{ended.stdout}\n{ended.stderr}".splitlines() if line.strip()]
     for line in lines:
         _log.info("%s", line)

@@ -57,22 +57,27 @@ Forward = Callable[[Request], Response]
 Fault = Callable[[Request, Forward], Response]
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass
 class Rule:
-    """One fault for the requests that match. `hits` counts how often it acted."""
+    """One fault for the requests that match, until it is over. `hits` counts how often it acted."""
 
     method: str
     contains: str
     fault: Fault
     times: int | None = None
     cut_body_at: int | None = None
+    over: Callable[[], bool] = _never
     hits: int = 0
 
     def takes(self, request: Request) -> bool:
         """Whether this rule acts on the request; counts it when it does."""
         if self.method != request.method or self.contains not in str(request):
             return False
-        if self.times is not None and self.hits >= self.times:
+        if self.over() or (self.times is not None and self.hits >= self.times):
             return False
         self.hits += 1
         return True
@@ -204,8 +209,6 @@ class Proxy:
         self._held.append(held)
 
         def fault(request: Request, forward: Forward) -> Response:
-            if held.released.is_set():
-                return forward(request)
             answer = forward(request) if done_upstream else None
             held.seen.set()
             held.released.wait()
@@ -213,7 +216,8 @@ class Proxy:
                 raise CutOff
             return answer or forward(request)
 
-        self._add(Rule(method, contains, fault, times=None if every else 1))
+        over = held.released.is_set if every else _never
+        self._add(Rule(method, contains, fault, times=None if every else 1, over=over))
         return held
 
     def clear(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from airflow.sdk.configuration import clear_secrets_backends_cache
 from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.sdk.log import redact
 
 from payme_ops.foundation.errors import SettingsError
 from payme_ops.orchestration import connections
@@ -44,6 +45,17 @@ def test_a_connection_is_what_the_file_says_at_this_moment(file: Path) -> None:
             f"host=db.payme.test port=5432 dbname=payme user=payme_db_read password={password}"
             " sslmode=verify-full sslrootcert=/run/secrets/ca.crt"
         )
+
+
+def test_what_is_secret_in_it_is_masked_in_logs_also_in_its_extra(file: Path) -> None:
+    key = {"aws_access_key_id": "AKIA", "aws_secret_access_key": "the-secret-of-the-key", "region_name": "af-south-1"}
+    file.write_text(
+        json.dumps({"payme_db_read": DATABASE, "payme_s3_write": {"conn_type": "aws", "extra": key}}),
+    )
+    for name in ("payme_db_read", "payme_s3_write"):
+        connections.require(name)
+    shown = redact("a-password-of-the-file, the-secret-of-the-key in af-south-1")
+    assert shown == "***, *** in af-south-1"
 
 
 def test_what_is_not_in_it_is_taken_from_nowhere_else(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

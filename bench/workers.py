@@ -34,7 +34,7 @@ WORKERS = (1, 2, 4)
 RESTS = {"as shipped": "9", "without rest": "0"}  # PAYME_OPS__MIGRATION__REST_RATIO
 _BUSY = 0.9  # of the machine's cores: then these are what bounds it
 _SPAN = (
-    "SELECT sum(rows), extract(epoch FROM max(ended_at) - min(began_at))::float8 FROM payme_migration.progress"
+    "SELECT sum(rows)::float8, extract(epoch FROM max(ended_at) - min(began_at))::float8 FROM payme_migration.progress"
     " WHERE pass_number = 1 AND work = 'encrypt'"
 )
 

@@ -123,6 +123,12 @@ def test_what_airflow_writes_into_files_is_where_housekeeping_deletes_it() -> No
     }
 
 
+def test_an_image_is_built_for_one_service_and_run_by_all() -> None:
+    # Compose builds for all services at once, and an engine does not take the same name from two builds.
+    built = [raw["image"] for raw in SERVICES.values() if "build" in raw]
+    assert sorted(built) == sorted({raw["image"] for raw in SERVICES.values() if raw["image"].startswith("payme-ops")})
+
+
 def test_only_the_ui_is_published_and_on_loopback_unless_said_otherwise() -> None:
     assert {name: raw["ports"] for name, raw in SERVICES.items() if "ports" in raw} == {
         "api-server": ["127.0.0.1:8080:8080"]

@@ -381,6 +381,16 @@ def test_an_export_that_is_gone_or_replaced_or_moved_is_told(
         export(desk)
 
 
+def test_what_lies_there_and_is_no_export_stops_nobody(
+    log: psycopg.Connection, desk: Desk, installation: Installation
+) -> None:
+    add(log)
+    for name in ("manifest.json", "old/manifest.json", "00000007 (copy)/manifest.json"):
+        installation.store.put(f"{event_log.PREFIX}{name}", b"{}")
+    assert exported(desk).number == 1
+    assert export(desk) is None
+
+
 def put(installation: Installation, key: str, signed: object) -> None:
     body = json.dumps(signed, indent=1, sort_keys=True, ensure_ascii=False).encode()
     installation.store.client.put_object(Bucket=installation.bucket_name, Key=key, Body=body)

@@ -8,6 +8,7 @@ entries out (docs/adr/0027-event-log-from-its-table.md).
 import hashlib
 import itertools
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from payme_ops.foundation.sql import load
 PREFIX = "records/airflow_event_log/"
 EVENTS_NAME = "events.jsonl.zst.age"
 LEASE = "event_log"
+_MANIFEST = re.compile(rf"{PREFIX}([0-9]{{8}})/{re.escape(MANIFEST_NAME)}")
 # An entry is written in milliseconds; who holds one back for longer is worth another try.
 _SETTLE_SECONDS = 60.0
 _FETCH_ROWS = 2000
@@ -226,8 +228,7 @@ def chain(bucket: Bucket, trusted_keys: list[str]) -> Iterator[Export]:
 def _newest_number(bucket: Bucket) -> int:
     """Number of the last export; 0 without any. Raises IntegrityError when one before it is gone, or its file."""
     keys = set(bucket.keys(PREFIX))
-    numbers = {int(key.split("/")[2]) for key in keys if key.endswith(f"/{MANIFEST_NAME}")}
-    newest = max(numbers, default=0)
+    newest = max((int(found[1]) for key in keys if (found := _MANIFEST.fullmatch(key))), default=0)
     gone = [
         key
         for number in range(1, newest + 1)

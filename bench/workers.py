@@ -42,7 +42,7 @@ _SPAN = (
 def main() -> int:
     """Measure, write, tell."""
     parser = argparse.ArgumentParser(prog="python -m bench.workers", description=__doc__)
-    parser.add_argument("--size", default="bench_small", help="of the made-up data (sandbox/payme_db/generate.py)")
+    parser.add_argument("--size", default="bench_full", help="of the made-up data (sandbox/payme_db/generate.py)")
     size: str = parser.parse_args().size
     with host.running(size=size) as farm:
         desk = mapped_backfill(farm, []).desk

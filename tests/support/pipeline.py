@@ -14,6 +14,8 @@ import yaml
 
 THEIRS = Path(__file__).resolve().parents[2] / "docs" / "payme-api-ci.yml"
 DAG_RUNS = "/api/v2/dags/pre_deployment/dagRuns"
+# As GitHub runs a step whose shell is `bash`; without that word a pipe is as good as its last part.
+SHELL = ("bash", "--noprofile", "--norc", "-eo", "pipefail", "-c")
 
 
 @cache
@@ -79,7 +81,7 @@ def ask(url: str, checkout: Checkout, password: str, **changed: str) -> "subproc
     assert set(step["env"]) == {*values, "PAYME_API_URL"}
     quick = {"LOOK_SECONDS": "0.02", "LIMIT_SECONDS": "60"}
     env = {**values, **quick, "PATH": os.environ["PATH"], "COMMIT": checkout.commit, "PAYME_API_URL": url, **changed}
-    command = ["bash", "-e", "-c", step["run"]]
+    command = [*SHELL, step["run"]]
     done = subprocess.run(command, env=env, cwd=checkout.folder, capture_output=True, text=True, timeout=120)
     assert password not in done.stdout + done.stderr
     return done

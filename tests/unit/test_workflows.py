@@ -26,7 +26,7 @@ import pytest
 from payme_ops.foundation.clock import EAT
 from payme_ops.release import request
 from sandbox.standin import Answer, Request, Server
-from tests.support.pipeline import DAG_RUNS, THEIRS, Checkout, ask, clone, jobs, workflow
+from tests.support.pipeline import DAG_RUNS, SHELL, THEIRS, Checkout, ask, clone, jobs, workflow
 from tests.support.standins import served
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -147,6 +147,14 @@ def test_nothing_is_allowed_but_what_a_job_asks_for(file: Path) -> None:
         assert all(step["with"]["persist-credentials"] == "false" for step in checkouts), name
         writes = {scope for scope, level in job["permissions"].items() if level != "read"}
         assert writes == {"publish": {"packages"}, "release": {"contents"}}.get(name, set()), name
+
+
+@every_file
+def test_a_step_fails_when_any_part_of_a_pipe_does(file: Path) -> None:
+    whole = workflow(file)
+    assert whole["defaults"] == {"run": {"shell": "bash"}}
+    assert not [job for job in jobs(file).values() if "defaults" in job]
+    assert not [step for step in steps(file) if "shell" in step]
 
 
 @every_file
@@ -392,7 +400,7 @@ def test_the_script_as_the_job_runs_it_names_what_is_not_set() -> None:
     assert set(step["env"]) == {"DEPLOY_URL", "DEPLOY_TOKEN", "DEPLOY_KEY", "HEALTH_URL"}
     assert step in jobs(OURS)["deploy-staging"]["steps"]
     env = {"PATH": os.environ["PATH"], "COMMIT": COMMIT, "DEPLOY_URL": "https://deploy.payme.example"}
-    done = subprocess.run(["bash", "-e", "-c", step["run"]], env=env, cwd=PROJECT, capture_output=True, text=True)
+    done = subprocess.run([*SHELL, step["run"]], env=env, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 1
     assert "not set: DEPLOY_TOKEN, HEALTH_URL, DEPLOY_KEY" in done.stdout
 
@@ -576,7 +584,7 @@ def run_step(job: str, number: int, url: str, limit_seconds: int = 60) -> "subpr
         "RETRIES": "0",
     }
     given = {**env, "PATH": os.environ["PATH"], "COMMIT": COMMIT, "PAYME_API_URL": url}
-    done = subprocess.run(["bash", "-e", "-c", step["run"]], env=given, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*SHELL, step["run"]], env=given, capture_output=True, text=True, timeout=120)
     assert TOKEN not in done.stdout + done.stderr
     return done
 

@@ -98,7 +98,8 @@ def old_logs() -> dict[str, int]:
     """
     from airflow.sdk.configuration import conf
 
-    deleted = _delete_old(Path(conf.get("logging", "base_log_folder")), _keep_since(settings.load()))
+    folder = Path(conf.get("logging", "base_log_folder")).resolve()
+    deleted = _delete_old(folder, _keep_since(settings.load()))
     _log.info("deleted: %s files, %s bytes", deleted["files"], deleted["bytes"])
     return deleted
 
@@ -117,7 +118,7 @@ def _keep_since(config: settings.Settings) -> datetime:
 
 
 def _delete_old(folder: Path, before: datetime) -> dict[str, int]:
-    """The same below any folder. No symbolic link is followed or deleted; what vanishes meanwhile is no error."""
+    """The same below any folder. No symbolic link in it is followed or deleted; what vanishes meanwhile is no error."""
     files = size_bytes = 0
     idle: set[str] = set()
     for path, folders, names, descriptor in os.fwalk(folder, topdown=False):

@@ -399,15 +399,19 @@ def create_buckets(endpoint: str) -> None:
                 "Rules": [{"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}]
             },
         )
-        s3.put_public_access_block(
-            Bucket=name,
-            PublicAccessBlockConfiguration={
-                "BlockPublicAcls": True,
-                "IgnorePublicAcls": True,
-                "BlockPublicPolicy": True,
-                "RestrictPublicBuckets": True,
-            },
-        )
+        try:
+            s3.put_public_access_block(
+                Bucket=name,
+                PublicAccessBlockConfiguration={
+                    "BlockPublicAcls": True,
+                    "IgnorePublicAcls": True,
+                    "BlockPublicPolicy": True,
+                    "RestrictPublicBuckets": True,
+                },
+            )
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "NotImplemented":  # SeaweedFS, where nothing is public by itself
+                raise
         # Retention deletes backups, with evidence; lifecycle rules clear up only what no catalogue shows.
         s3.put_bucket_lifecycle_configuration(
             Bucket=name,

@@ -59,6 +59,7 @@ def make(folder: Path) -> None:
         {
             "AIRFLOW__API__BASE_URL": "http://localhost:8080",
             "AWS_ENDPOINT_URL_S3": f"http://{_STORE}",
+            "PAYME_OPS__BACKUP__REGION": "us-east-1",  # SeaweedFS knows no other
             "PAYME_OPS_ENV_FILE": str(folder / "env"),
             "PAYME_OPS_TRIAL": str(folder / "world"),
         },
@@ -78,8 +79,11 @@ def make(folder: Path) -> None:
     ]
     env.write_text("\n".join(lines).replace(_HERE, _CONTAINER) + "\n")
     _put(folder / "secrets" / "trial_s3.json", json.dumps({"identities": _identities(world)}, indent=1))
+    # Without a key of its own it takes no object into a bucket that is encrypted by default.
+    _put(folder / "secrets" / "trial_security.toml", f'[s3.sse]\nkey = "{world.secrets["postgres.postgres"]}"\n')
     if os.geteuid() == 0:
-        shutil.chown(folder / "secrets" / "trial_s3.json", _STORES_USER, _STORES_USER)
+        for name in ("trial_s3.json", "trial_security.toml"):
+            shutil.chown(folder / "secrets" / name, _STORES_USER, _STORES_USER)
         for place in (folder / "world", *(folder / "world").rglob("*")):
             shutil.chown(place, _USER, 0)
 
@@ -139,17 +143,16 @@ def _put(file: Path, text: str) -> None:
 
 
 def _identities(world: World) -> list[dict[str, object]]:
-    """What SeaweedFS knows of who may do what, which is less than docs/iam says."""
-
-    def identity(name: str, password: str, *actions: str) -> dict[str, object]:
-        return {"name": name, "credentials": [{"accessKey": name, "secretKey": password}], "actions": [*actions]}
-
+    """Who SeaweedFS lets in. All may do all: it shows a bucket's encryption and Object Lock to an Admin only."""
+    names = ("payme_s3_write", "payme_s3_restore", "payme_s3_prune")
+    keys = {"sandbox": world.secrets["postgres.postgres"], **{name: world.secrets[f"s3.{name}"] for name in names}}
     return [
-        identity("sandbox", world.secrets["postgres.postgres"], "Admin", "Read", "List", "Write", "Tagging"),
-        *(
-            identity(name, world.secrets[f"s3.{name}"], "Read", "List", "Write")
-            for name in ("payme_s3_write", "payme_s3_restore", "payme_s3_prune")
-        ),
+        {
+            "name": name,
+            "credentials": [{"accessKey": name, "secretKey": key}],
+            "actions": ["Admin", "Read", "List", "Write", "Tagging"],
+        }
+        for name, key in keys.items()
     ]
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from airflow.sdk._shared.secrets_masker import redact
 from airflow.sdk.configuration import clear_secrets_backends_cache
 from airflow.sdk.exceptions import AirflowNotFoundException
-from airflow.sdk.log import redact
 
 from payme_ops.foundation.errors import SettingsError
 from payme_ops.orchestration import connections

@@ -97,7 +97,7 @@ def test_a_service_starts_again_and_says_whether_it_is_well(service: str) -> Non
     assert ":" in raw["image"]
 
 
-@named("service", set(DESK) - {"init"})
+@named("service", [name for name in DESK if name != "init"])
 def test_a_service_of_the_desk_waits_until_everything_is_migrated(service: str) -> None:
     assert DESK[service]["depends_on"]["init"] == {"condition": "service_completed_successfully"}
 

@@ -16,7 +16,7 @@ def test_each_role_has_what_those_before_it_have() -> None:
     assert list(ROLES) == ["viewer", "operator", "approver", "auditor"]
     assert ROLES["viewer"] < ROLES["operator"] < ROLES["approver"]
     assert ROLES["approver"] - ROLES["operator"] == {ANSWER}
-    assert ROLES["auditor"] - ROLES["viewer"] == {EVENTS, ("menu_access", "Audit Logs")}
+    assert ROLES["auditor"] - ROLES["viewer"] == {EVENTS, ("menu_access", "Audit Logs"), ("can_read", "Connections")}
     assert TRIGGER in ROLES["operator"] - ROLES["viewer"]
 
 

@@ -798,7 +798,7 @@ def a_pool_that_is_missing(desk: Desk) -> Generator[None, Evidence, None]:
 def a_pool_that_is_too_small(desk: Desk) -> Generator[None, Evidence, None]:
     desk.airflow.pools["default_pool"] = 2
     red = yield
-    assert red.measured["too small"] == {"default_pool": "2 of 6"}
+    assert red.measured["too small"] == {"default_pool": "2 of 7"}
     set_pools(desk, red)
     yield
 
@@ -896,15 +896,23 @@ def test_a_desk_that_is_right_is_green_and_each_of_its_items_is_in_the_page(desk
     assert {name.split("_")[1] for name in changed} == {"staging"}
 
 
+API_DATABASE = "payme_doctor_api"
+
+
 @contextmanager
 def serving_api(desk: Desk, folder: Path) -> Iterator[StandIn]:
-    """One API, as production's and as staging's."""
-    with standins.payme_api_stand_in(folder, desk.site.world.conninfo("payme_app", "payme")) as (running, api):
-        (desk.folder / "api").write_text(api.token)
-        for name in ("API", "STAGING_API"):
-            desk.set(f"WATCHDOG__{name}_URL", api.url)
-            desk.set(f"WATCHDOG__{name}_TOKEN_FILE", str(desk.folder / "api"))
-        yield running
+    """One API, as production's and as staging's; on a copy of PayMe's database: other tests count on theirs."""
+    desk.site.copy_payme(API_DATABASE)
+    try:
+        with standins.payme_api_stand_in(folder, desk.site.world.conninfo("payme_app", API_DATABASE)) as (running, api):
+            (desk.folder / "api").write_text(api.token)
+            for name in ("API", "STAGING_API"):
+                desk.set(f"WATCHDOG__{name}_URL", api.url)
+                desk.set(f"WATCHDOG__{name}_TOKEN_FILE", str(desk.folder / "api"))
+            yield running
+    finally:
+        with desk.site.admin("postgres") as admin:
+            admin.execute(f"DROP DATABASE {API_DATABASE} WITH (FORCE)")
 
 
 def test_an_api_that_is_away_is_one_line_and_one_without_a_token_says_so(desk: Desk, tmp_path: Path) -> None:

@@ -223,8 +223,8 @@ def test_every_write_carries_its_md5(installation: Installation) -> None:
             sent.append((request.url.split("?")[0].rsplit("/", 1)[1], request.headers.get("Content-MD5")))
 
     bucket.client.meta.events.register("before-send.s3", note)
-    bucket.put_if_absent("small", b"one")
-    with MultipartWriter(bucket, "large") as writer:
+    bucket.put_if_absent("postgres/small", b"one")
+    with MultipartWriter(bucket, "postgres/large") as writer:
         writer.write(b"two")
         writer.complete()
     expected = [base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()) for body in (b"one", b"two")]

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, unquote
 from xml.sax.saxutils import escape
 
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 POLICIES = Path(__file__).resolve().parents[1] / "docs" / "iam"
-HOME_REGION, COPY_REGION = "af-south-1", "eu-west-1"
+HOME_REGION: Final = "af-south-1"
+COPY_REGION: Final = "eu-west-1"
 PAGE = "/iam.json"
 _REFUSED_KEPT = 1000
 _log = logging.getLogger("sandbox.guard")

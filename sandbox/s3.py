@@ -41,7 +41,7 @@ from moto.utilities.utils import get_partition
 from werkzeug.serving import make_server
 from werkzeug.test import Client
 
-from sandbox.guard import Guard
+from sandbox.guard import COPY_REGION, HOME_REGION, Guard
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.literals import BucketLocationConstraintType
 
 BUCKETS: dict[str, "BucketLocationConstraintType"] = {
-    "payme-backups": "af-south-1",
-    "payme-backups-dr": "eu-west-1",
+    "payme-backups": HOME_REGION,
+    "payme-backups-dr": COPY_REGION,
 }
 
 RCLONE_VERSION = "1.75.0"
@@ -368,7 +368,7 @@ def _plain(value: object) -> str:
 # --- what clients need ------------------------------------------------------------------------------------------
 
 
-def client(endpoint: str, region: str = "af-south-1") -> "S3Client":
+def client(endpoint: str, region: str = HOME_REGION) -> "S3Client":
     """A client for the sandbox's S3 that may do everything."""
     return boto3.client(
         "s3",

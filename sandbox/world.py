@@ -44,8 +44,7 @@ SERVICES = (
 # Who may trigger and answer; `auditor` only reads, the event log too.
 USERS = ("oncall", "approver", "lead")
 AUDITOR = "auditor"
-HOME_BUCKET, HOME_REGION = "payme-backups", "af-south-1"
-COPY_BUCKET, COPY_REGION = "payme-backups-dr", "eu-west-1"
+(HOME_BUCKET, HOME_REGION), (COPY_BUCKET, COPY_REGION) = s3.BUCKETS.items()
 SLACK_CHANNEL = "payme-ops"
 SUPPORT_EMAIL = "support@payme.test"
 

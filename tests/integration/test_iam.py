@@ -127,7 +127,7 @@ def retained(installation: Installation, like: Manifest) -> None:
         retain.undelete(doors.catalogue(WRITE), gone.prefix, installation.desk.settings.backup, report=quiet)
 
 
-def records_kept(installation: Installation, kinds: tuple[str, ...] = KINDS) -> None:
+def records_kept(installation: Installation, kinds: tuple[str, ...]) -> None:
     """Records of each kind, chained to the one before."""
     home, key = doors.catalogue(RESTORE).stores.home, verdicts.key_of(installation)
     now, trusted = utc_now(), installation.desk.settings.backup.verification_keys
@@ -152,15 +152,20 @@ def event_log_exported() -> None:
         pass
 
 
-def test_each_permission_is_used_and_nothing_is_refused(installation: Installation, judge: Judge) -> None:
+def everything(installation: Installation, kinds: tuple[str, ...]) -> None:
+    """All that the desk does with the buckets, with records of these kinds."""
     examine()
     done = back_up(installation)
     copied(installation, done)
     restore_tested(installation, done)
     archived()
     retained(installation, done)
-    records_kept(installation)
+    records_kept(installation, kinds)
     event_log_exported()
+
+
+def test_each_permission_is_used_and_nothing_is_refused(installation: Installation, judge: Judge) -> None:
+    everything(installation, KINDS)
     assert judge.refused == []
     # Without a KMS key nobody needs what the other documents allow.
     assert sorted(permissions(WRITE, RESTORE, PRUNE) ^ judge.used) == []
@@ -172,14 +177,7 @@ def test_each_permission_of_kms_is_used_and_nothing_is_refused(installation: Ins
     client = kms_client(installation, WRITE, world.HOME_REGION)
     found = [check.measure() for check in kms.checks(lambda: client, desk.placement, world.HOME_REGION)]
     assert [one.verdict for one in found] == ["pass", "pass"]
-    examine()
-    done = back_up(installation)
-    copied(installation, done)
-    restore_tested(installation, done)
-    archived()
-    retained(installation, done)
-    records_kept(installation, KINDS[:1])
-    event_log_exported()
+    everything(installation, KINDS[:1])
     assert judge.refused == []
     wanted = permissions(f"{WRITE}_kms", f"{RESTORE}_kms", f"{PRUNE}_kms")
     assert sorted(wanted - judge.used) == []

@@ -36,7 +36,6 @@ class Service:
     environment: dict[str, str] = field(repr=False)
     health: list[str]
     folder: Path
-    raw: Mapping[str, Any] = field(repr=False)
 
 
 def read(variables: Mapping[str, str]) -> dict[str, Any]:
@@ -141,7 +140,7 @@ def _service(
         **said,
         **own,
     }
-    return Service(name, _command(raw["command"], moved), environment, _health(raw, moved), folder, raw)
+    return Service(name, _command(raw["command"], moved), environment, _health(raw, moved), folder)
 
 
 def mounted(raw: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -26,13 +26,11 @@ def of_doctor(actor: str) -> list[Evidence]:
 
 
 def _examine(names: list[str], backend_kwargs: str) -> Finding:
-    kwargs = _parsed(backend_kwargs)
+    kwargs = parsed(backend_kwargs)
     prefix = kwargs.get("config_prefix")
     if not prefix:
         return failed({"config_prefix": "none"}, "name it in AIRFLOW__SECRETS__BACKEND_KWARGS (docs/secrets.md)")
-    client = boto3.Session().client(
-        "secretsmanager", region_name=kwargs.get("region_name"), endpoint_url=kwargs.get("endpoint_url")
-    )
+    client = client_of(kwargs)
     missing = [name for name in names if not _is_there(client, f"{prefix}/{name}")]
     if missing:
         return failed(
@@ -42,12 +40,23 @@ def _examine(names: list[str], backend_kwargs: str) -> Finding:
     return passed({"there": len(names)})
 
 
-def _parsed(backend_kwargs: str) -> Mapping[str, Any]:
+def parsed(backend_kwargs: str) -> Mapping[str, Any]:
+    """What Airflow makes of that option of its secrets backend."""
     try:
         found = json.loads(backend_kwargs or "{}")
     except ValueError:  # Airflow takes none then
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def client_of(kwargs: Mapping[str, Any]) -> Any:
+    """Secrets Manager as that backend reaches it, by the role of this machine."""
+    return boto3.Session().client(
+        "secretsmanager",
+        region_name=kwargs.get("region_name"),
+        endpoint_url=kwargs.get("endpoint_url"),
+        config=secret.limits(),
+    )
 
 
 def _is_there(client: Any, name: str) -> bool:

@@ -221,7 +221,7 @@ def _contract(subject: Subject, environment: str, actor: str, *, change: bool) -
 
 def _text(place: Path | None, variable: str) -> str:
     """The token that lies there. Raises SettingsError."""
-    found = (secret.find(place) or b"").decode().strip()
+    found = secret.text(place)
     if not found:
         raise SettingsError(
             "a secret is not where the settings say",

@@ -49,7 +49,7 @@ def check(
 
 def of_doctor(profile: Profile, actor: str) -> list[Evidence]:
     """The same for doctor: the secret of this installation's environment, where the AWS profile is there."""
-    if _PROFILE not in boto3.Session().available_profiles:
+    if not doors.has_profile(_PROFILE):
         return []
     environment = Environment.STAGING if profile is Profile.STAGING else Environment.PRODUCTION
     name = f"payme/{environment}/secrets"

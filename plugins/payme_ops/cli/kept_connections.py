@@ -7,8 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import boto3
-
+from payme_ops.cli import airflow_secrets
 from payme_ops.foundation import secret
 from payme_ops.foundation.errors import SecretForbidden, SecretMissing, SettingsError
 from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, failed, passed, run_check
@@ -63,7 +62,7 @@ def of_doctor(part: Part | None, actor: str) -> list[Evidence]:
         ITEM,
         f"{f'those of {part}' if part else 'some'} are there, and each can be read as a connection",
         "AWS Secrets Manager" if backend == "SecretsManagerBackend" else "file",
-        lambda: places[backend](_parsed(os.environ.get(_KWARGS, ""))),
+        lambda: places[backend](airflow_secrets.parsed(os.environ.get(_KWARGS, ""))),
     )
     return [run_check(check, actor=actor)]
 
@@ -72,12 +71,7 @@ def _in_secrets_manager(kwargs: Mapping[str, Any], needed: tuple[str, ...]) -> F
     prefix = kwargs.get("connections_prefix")
     if not prefix:
         return failed({"connections_prefix": "none"}, f"name it in {_KWARGS} (docs/secrets.md)")
-    client = boto3.Session().client(
-        "secretsmanager",
-        region_name=kwargs.get("region_name"),
-        endpoint_url=kwargs.get("endpoint_url"),
-        config=secret.limits(),
-    )
+    client = airflow_secrets.client_of(kwargs)
     found: dict[str, object] = {}
     for name in KNOWN:
         try:
@@ -138,8 +132,3 @@ def _value(text: str) -> object:
         return json.loads(text)
     except ValueError:
         return None
-
-
-def _parsed(kwargs: str) -> Mapping[str, Any]:
-    found = _value(kwargs or "{}")
-    return found if isinstance(found, dict) else {}

@@ -63,7 +63,7 @@ def airflow(config: Settings) -> Airflow:
 
 
 def _password(place: Path | None) -> str:
-    password = (secret.find(place) or b"").decode().strip()
+    password = secret.text(place)
     if not password:
         raise SettingsError(
             "Airflow cannot be asked what is paused",

@@ -214,7 +214,7 @@ def _slack_token(config: Settings) -> str:
 
 
 def _token(place: Path | None, variable: str) -> str:
-    token = (secret.find(place) or b"").decode().strip()
+    token = secret.text(place)
     if not token:
         raise _missing(variable, f"{place}: no such file, or an empty one" if place else "no token")
     return token

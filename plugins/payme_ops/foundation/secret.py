@@ -45,6 +45,11 @@ def find(place: Path | None) -> bytes | None:
         ) from None
 
 
+def text(place: Path | None) -> str:
+    """The same as a text without blanks around it; "" where there is none. Raises as `find`, UnicodeDecodeError."""
+    return (find(place) or b"").decode().strip()
+
+
 def _from_secrets_manager(arn: str) -> str:
     named = _ARN.fullmatch(arn)
     if named is None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 from airflow.sdk import Asset, Context, get_current_context
@@ -9,12 +10,13 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from payme_ops.backup import catalogue as backups
 from payme_ops.backup import restore, restore_test
-from payme_ops.backup.catalogue import Entry, State
+from payme_ops.backup.catalogue import Catalogue, Entry, State
 from payme_ops.backup.manifest import Tier, stamp_of
 from payme_ops.backup.verification import Outcome
 from payme_ops.foundation import evidence, record, settings
 from payme_ops.foundation.errors import GateClosed, IntegrityError, NotFound, PaymeOpsError, Refuted
 from payme_ops.foundation.evidence import Evidence, Finding, Verdict, passed
+from payme_ops.foundation.record import Record
 from payme_ops.foundation.stop import stoppable
 from payme_ops.migration import envelope, verify
 from payme_ops.migration.names import PHONE_NUMBER
@@ -44,23 +46,10 @@ def restore_and_compare() -> dict[str, Any]:
 
     Of a backup without plaintext some ciphertexts go to a worker that can open them; no number leaves.
     """
-    context = get_current_context()
-    config, where = settings.load(), catalogue(_S3)
+    context, where = get_current_context(), catalogue(_S3)
     chosen = backups.find(where, _evidence(context, CHOSEN).measured["manifest"])
-    service = config.backup.restore_test_service
     taken: list[tuple[Finding, list[tuple[int, str]]]] = []
-    with stoppable():
-        found = restore_test.run(
-            where,
-            chosen,
-            restore.load_identity(config.backup.identity_file),
-            config,
-            run_name(context),
-            given_host=conninfo(service) if service else None,
-            look=lambda target: taken.append(_sample(target)),
-            report=_log.info,
-        )
-    _log.info("%s", record.to_markdown(found))
+    found = tested(where, chosen, run_name(context), look=lambda target: taken.append(_sample(target)))
     for sampled, _ in taken:  # none when there was nothing to compare
         _record(
             context, SAMPLED, sampled.verdict, {"manifest": chosen.key, **sampled.measured}, "read, or none to read"
@@ -75,6 +64,25 @@ def restore_and_compare() -> dict[str, Any]:
         "rto_milliseconds": found.facts["rto_milliseconds"],
         "pairs": taken[0][1],
     }
+
+
+def tested(where: Catalogue, chosen: Entry, run: str, *, look: Callable[[str], None] | None) -> Record:
+    """The restore test of that backup by this worker's identity, logged; raises as `restore_test.run`."""
+    config = settings.load()
+    service = config.backup.restore_test_service
+    with stoppable():
+        found = restore_test.run(
+            where,
+            chosen,
+            restore.load_identity(config.backup.identity_file),
+            config,
+            run,
+            given_host=conninfo(service) if service else None,
+            look=look,
+            report=_log.info,
+        )
+    _log.info("%s", record.to_markdown(found))
+    return found
 
 
 def _sample(target: str) -> tuple[Finding, list[tuple[int, str]]]:

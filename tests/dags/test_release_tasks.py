@@ -580,6 +580,23 @@ def test_killed_after_freezing_without_a_word_orders_are_taken_again(desk: Desk,
     as_before(desk)
 
 
+def test_what_is_undone_within_the_same_second_is_undone(desk: Desk) -> None:
+    """Instants are whole seconds: what came after what is told by the numbers of the evidence."""
+    now = utc_now()
+    desk.monkeypatch.setattr(evidence, "utc_now", lambda: now)
+    desk.go()
+    fix_autoscaling(desk)
+    desk.stop_orders()
+    assert "NOT DEPLOYED" in str(found := endings(desk))
+    assert "autoscaling_restored" not in str(found)
+    assert "resume_orders" not in str(found)
+    as_before(desk)
+    fix_autoscaling(desk)
+    desk.begin("verdict")
+    with pytest.raises(GateClosed, match="autoscaling_restored pass"):
+        release.verdict()
+
+
 def test_deployed_and_well_orders_are_taken_and_the_rest_is_for_the_watch(desk: Desk) -> None:
     desk.go()
     fix_autoscaling(desk)

@@ -143,6 +143,12 @@ def _found(release: Release) -> dict[str, Evidence]:
     return checklist.newest(evidence.of_run(ops_db(), release.run))
 
 
+def _came_after(release: Release, later: str, earlier: str) -> bool:
+    """By their numbers: instants are whole seconds, and two steps may fall into one."""
+    order = {one.item: number for number, one in evidence.numbered(ops_db(), release.run)}
+    return order.get(later, 0) > order.get(earlier, 0)
+
+
 def _answers(release: Release) -> dict[str, Approval]:
     return {one.gate: one for one in approvals.of_run(ops_db(), release.run)}
 
@@ -227,7 +233,7 @@ def plan_watch(context: Context) -> dict[str, Any]:
     release = of(context)
     found = _found(release)
     begun = found.get("watch_begun")
-    if begun is None or ("watch" in found and found["watch"].ended > begun.ended):
+    if begun is None or _came_after(release, "watch", "watch_begun"):
         first, minutes = utc_now() + timedelta(seconds=FIRST_SECONDS), _settings().watch_minutes
         times = {"begun": first.isoformat(), "until": (first + timedelta(minutes=minutes)).isoformat()}
         begun = evidence.keep(
@@ -513,7 +519,9 @@ def _is_frozen(release: Release) -> bool:
     )
     if frozen is None or not orders.are_stopped(frozen):
         return False
-    return resumed is None or resumed.verdict is not Verdict.PASS or resumed.ended < frozen.ended
+    return (
+        resumed is None or resumed.verdict is not Verdict.PASS or _came_after(release, "freeze_orders", "resume_orders")
+    )
 
 
 def restore_autoscaling() -> None:
@@ -646,7 +654,7 @@ def _is_scaled_back(release: Release) -> bool:
     if done is None:
         return True
     told = undone is not None and undone.verdict is not Verdict.FAIL and not _is_unanswered(undone)
-    return told and undone is not None and undone.ended > done.ended
+    return told and _came_after(release, "autoscaling_restored", done.item)
 
 
 def _end(release: Release) -> None:

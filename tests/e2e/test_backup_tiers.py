@@ -111,7 +111,13 @@ def test_a_changed_cell_is_refuted_told_once_and_replaced_by_a_proven_backup(des
     (follow,) = [each["dag_run_id"] for each in runs(desk.api, TEST) if run in each["dag_run_id"] != run]
     assert ended(desk, TEST, follow) == "success"
     assert newest_daily(desk).state is State.VERIFIED
-    (message,) = told(desk, f"{TEST}/{run}")
+    # Our failure, told once; and that the DAG is well again, once its replacement is proven.
+    desk.supervisor.until(
+        lambda: "" if len(told(desk, f"{TEST}/{run}")) > 1 else "not said to be over", "over", RUN_WITHIN_SECONDS
+    )
+    message, over = told(desk, f"{TEST}/{run}")
+    assert f"{TEST} has ended well" in over
+    assert follow in over
     assert "table public.merchants" in message
     assert "expected" in message
     assert "docs/runbooks/backup_restore_test.md" in message

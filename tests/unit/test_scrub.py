@@ -51,6 +51,7 @@ def only_digits(text: str) -> str:
 @given(phone=kenyan_phones() | foreign_phones(), before=AROUND, after=AROUND)
 @example(phone="0712345678", before="user", after="")
 @example(phone="254712345678", before="COPY payme.users: 17\t", after="\tbytes")
+@example(phone="254712345678", before="", after=" B. Kamau")
 @example(phone="+254712345678", before='{"phone":"', after='"}')
 def test_no_phone_survives(phone: str, before: str, after: str) -> None:
     cleaned = scrub(before + phone + after)

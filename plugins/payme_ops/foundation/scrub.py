@@ -66,7 +66,7 @@ _HEX_KEY = re.compile(
 # Between two digits; the last part is what JSON and repr make of a no-break space or a dash.
 _SEP = "(?:[ \t\u00a0\u2007\u2009\u202f.()\u2010-\u2015-]|" + r"\\xa0|\\u(?:00a0|20[012][0-9a-f])){0,5}"
 _NINE = rf"[17](?:{_SEP}\d){{8}}(?!\d)"
-_UNIT = r"(?![ _]?(?:bytes?|B|rows?)\b)"  # 254712345678 is a phone, 254712345678 bytes is a size
+_UNIT = r"(?![ _]?(?:bytes?|rows?)\b)"  # 254712345678 is a phone, 254712345678 bytes is a size, and B an initial
 _PHONE = re.compile(
     r"(?P<keep>"
     r"(?<!\d)20\d\d-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])(?!\d)"  # a date

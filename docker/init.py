@@ -9,39 +9,56 @@ and people told, and each task looks for itself before it touches anything.
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-OWNERS = {"airflow": "airflow_db_password", "celery": "celery_db_password", "payme_ops": "payme_ops_db_password"}
+OWNERS = ("airflow", "celery", "payme_ops")
+# Who works in the ops database and does not own it (include/sql/ops/grants.sql).
+WORKERS = ("payme_ops_worker", "payme_ops_restore", "payme_ops_release")
 ROLES = Path(__file__).with_name("roles.json")
 
 
 def databases(host: str, port: str, secrets: Path) -> None:
-    """A database of its own for each, with an owner of the same name whose password is the one in the secret."""
+    """The same, with the passwords of the secrets, as the superuser."""
     conninfo = make_conninfo(
         host=host,
         port=port,
         dbname="postgres",
         user="postgres",
-        password=(secrets / "postgres_password").read_text().strip(),
+        password=_secret(secrets, "postgres"),
         sslmode="verify-full",
         sslrootcert=str(secrets / "postgres_ca.crt"),
     )
     with psycopg.connect(conninfo, autocommit=True) as server:
-        for name, secret in OWNERS.items():
-            owner = sql.Identifier(name)
-            if not _one(server, "SELECT FROM pg_roles WHERE rolname = %s", name):
-                server.execute(sql.SQL("CREATE ROLE {} LOGIN").format(owner))
-            # Only its SCRAM verifier goes to the server, whose log has the statement.
-            given = (secrets / secret).read_text().strip().encode()
-            verifier = server.pgconn.encrypt_password(given, name.encode(), b"scram-sha-256").decode()
-            server.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(owner, sql.Literal(verifier)))
-            if not _one(server, "SELECT FROM pg_database WHERE datname = %s", name):
-                server.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(owner, owner))
-            server.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(owner))
+        roles_and_databases(server, {name: _secret(secrets, f"{name}_db") for name in (*OWNERS, *WORKERS)})
+
+
+def _secret(secrets: Path, name: str) -> str:
+    return (secrets / f"{name}_password").read_text().strip()
+
+
+def roles_and_databases(server: psycopg.Connection, passwords: Mapping[str, str]) -> None:
+    """A database of its own for each owner, of the same name; the roles of the workers; the password of each role."""
+    for name, password in passwords.items():
+        role = sql.Identifier(name)
+        if not _one(server, "SELECT FROM pg_roles WHERE rolname = %s", name):
+            server.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
+        # Only its SCRAM verifier goes to the server, whose log has the statement.
+        verifier = server.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
+        server.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, sql.Literal(verifier)))
+    for name in OWNERS:
+        owner = sql.Identifier(name)
+        if not _one(server, "SELECT FROM pg_database WHERE datname = %s", name):
+            server.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(owner, owner))
+        server.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(owner))
+    # As include/sql/grants/ops_database.sql does where there is no init.
+    server.execute("GRANT CONNECT ON DATABASE payme_ops TO payme_ops_worker, payme_ops_restore, payme_ops_release")
+    server.execute("GRANT payme_ops_worker TO payme_ops_restore, payme_ops_release")
+    server.execute("GRANT payme_ops_worker, payme_ops_restore, payme_ops_release TO payme_ops")
 
 
 def _one(server: psycopg.Connection, query: str, name: str) -> bool:

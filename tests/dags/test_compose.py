@@ -165,6 +165,10 @@ HOLDERS = {
     "postgres_superuser": {"postgres"},
     "postgres.key": {"postgres"},
     "airflow_first_admin_password": {"init"},
+    "payme_ops_db_password": {"init"},
+    "payme_ops_worker_db_password": {"init"},
+    "payme_ops_restore_db_password": {"init"},
+    "payme_ops_release_db_password": {"init"},
     "slack_token": {"watchdog"},
     "payme_api_token": {"watchdog"},
     "payme_api_staging_token": {"watchdog"},
@@ -328,6 +332,24 @@ def test_the_servers_certificate_is_for_the_name_that_connections_use(made: Path
     for service in CONNECTIONS:
         connection = json.loads((made / f"connections_{service}.json").read_text())["payme_ops_db"]
         assert (connection["host"], connection["extra"]["sslmode"]) == ("postgres", "verify-full")
+
+
+def test_who_works_in_the_ops_database_as_whom(made: Path) -> None:
+    """Only those are its owner who ask people for what is no release: the queue `desk`."""
+    found = {
+        service: json.loads((made / f"connections_{service}.json").read_text())["payme_ops_db"]["login"]
+        for service in CONNECTIONS
+    }
+    for service in ("init", "watchdog"):
+        (found[service],) = re.findall(r"^user=(.+)$", (made / f"pg_service_{service}.conf").read_text(), re.MULTILINE)
+    assert found == {
+        **dict.fromkeys(("worker-desk", "init"), "payme_ops"),
+        **dict.fromkeys(
+            ("dag-processor", "triggerer", "worker-default", "worker-migration", "watchdog"), "payme_ops_worker"
+        ),
+        "worker-restore": "payme_ops_restore",
+        "worker-release": "payme_ops_release",
+    }
 
 
 # --- the image ------------------------------------------------------------------------------------------------------

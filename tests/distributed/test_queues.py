@@ -1,12 +1,16 @@
 """What the workers of each queue can reach, asked by a task on each; and what no worker can."""
 
 import hashlib
+import json
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from payme_ops.foundation import approvals
+from payme_ops.foundation.errors import DatabaseError
 from sandbox import airflow
 from tests.distributed.farm import CONNECTIONS, QUEUES, Farm, unparsed, users
 
@@ -71,6 +75,25 @@ def test_only_restore_has_the_drill_identity_and_only_migration_the_key_of_numbe
 def test_no_secret_is_in_an_environment_that_it_sees(reached: dict[str, dict[str, Any]], queue: str) -> None:
     """Its own or another process's."""
     assert reached[queue]["digests"] == []
+
+
+def test_no_worker_but_the_desks_writes_an_answer(farm: Farm) -> None:
+    """With the ops database's role that each has in its hands; a release's questions apart."""
+    run, gate = "backup_restore/manual", "approve_swap"
+
+    def answered(queue: str) -> str | None:
+        file = farm.root / f"worker-{queue}" / "secrets" / "connections.json"
+        known = json.loads(file.read_text())["payme_ops_db"]
+        conninfo = farm.desk.conninfo("payme_ops", known["login"], known["password"])
+        with suppress(DatabaseError):
+            return approvals.answer(
+                conninfo, run=run, gate=gate, choice="Approve", responder="lead", reason="for them"
+            ).choice
+        return "refused"
+
+    approvals.ask(farm.conninfo("payme_ops"), run=run, gate=gate, digest="d", requested_by="oncall")
+    found = {queue: answered(queue) for queue in QUEUES}
+    assert found == {"default": "refused", "migration": "refused", "restore": None, "release": None, "desk": "Approve"}
 
 
 @pytest.mark.parametrize("queue", QUEUES)

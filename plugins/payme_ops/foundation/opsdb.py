@@ -3,12 +3,14 @@
 from payme_ops.foundation.postgres import connect, speaking
 from payme_ops.foundation.sql import SQL_DIR, load
 
+WORKER = "payme_ops_worker"
 _MIGRATION_LOCK = 7_166_001  # any constant: one migrator at a time
 
 
 def migrate(conninfo: str) -> list[str]:
-    """Apply include/sql/ops/NNN_*.sql that are not yet applied, in order, each in one transaction.
+    """Apply include/sql/ops/NNN_*.sql that are not yet applied, in order, all in one transaction.
 
+    Where the workers have roles of their own (include/sql/ops/grants.sql) these get what they may do.
     Returns the names applied now. Raises DatabaseUnavailable, DatabaseError.
     """
     applied_now: list[str] = []
@@ -29,4 +31,6 @@ def migrate(conninfo: str) -> list[str]:
                 connection.execute(load(f"ops/{path.name}"))
                 connection.execute("INSERT INTO ops.schema_version (name) VALUES (%s)", [path.name])
                 applied_now.append(path.name)
+        if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [WORKER]).fetchone() is not None:
+            connection.execute(load("ops/grants.sql"))
     return applied_now

@@ -33,10 +33,13 @@ class ApprovalGate(ApprovalOperator):
     """Asks a person to approve what the run's newest evidence of `evidence_item` says; no answer in time rejects.
 
     Does not ask when that evidence has passed. Rejected, what comes after it is skipped; approved by the person who
-    triggered the run it fails, unless they gave a break-glass reason.
+    triggered the run it fails, unless they gave a break-glass reason. It runs where answers may be written down: on the
+    queue `desk`, except for releases (include/sql/ops/011_workers.sql).
     """
 
-    def __init__(self, *, evidence_item: str, subject: str, response_timeout: timedelta, **kwargs: Any) -> None:
+    def __init__(
+        self, *, evidence_item: str, subject: str, response_timeout: timedelta, queue: str = "desk", **kwargs: Any
+    ) -> None:
         kwargs.pop("params", None)  # the DAG's, which are not asked for here
         reason = Param(
             None,
@@ -51,6 +54,7 @@ class ApprovalGate(ApprovalOperator):
             response_timeout=response_timeout,
             defaults=self.REJECT,
             params={_BREAK_GLASS: reason},
+            queue=queue,
             **kwargs,
         )
         self.evidence_item = evidence_item

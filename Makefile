@@ -1,7 +1,7 @@
 # `make` alone prints what there is. Everything works as root and as an ordinary user; nothing is installed outside
 # this folder.
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo tour test test-long test-distributed test-unit lint types bench drill zero-downtime crash-matrix growth clean
+.PHONY: help setup lock demo tour test test-long test-distributed test-unit lint types bench drill zero-downtime crash-matrix growth workers clean
 python := .venv/bin/python
 
 # make demo ARGS=--once · make tour STEP=1 · make tour STEP=3 ARGS=--yes · make bench SCALE=full · make setup PYTHON=python3.12
@@ -61,6 +61,9 @@ crash-matrix: setup  ## every step of the migration struck at every statement an
 
 growth: setup  ## the tables of docs/growth.md, from what the benchmarks measured
 	$(python) -m bench.growth
+
+workers: setup  ## the backfill by one, two and four workers through Celery (25 minutes)
+	$(python) -m bench.workers $(ARGS)
 
 lock:  ## requirements*.in -> requirements*.txt, with hashes, for every platform (needs uv)
 	@scripts/lock $(ARGS)

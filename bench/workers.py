@@ -1,9 +1,10 @@
-"""`python -m bench.workers`: the backfill on one, two and four workers, through Celery, as rows a second.
+"""`make workers`: the backfill on one, two and four workers, through Celery, as rows a second.
 
 The host of docker-compose.yaml as processes (tests/distributed/farm.py): the mapped tasks of step 3 go by Redis to so
 many workers of the queue `migration`, one task each at a time. Twice: with the rest that a backfill takes for the
 application, as shipped, and without it. Rows a second are over the time from the first range's begin to the last one's
-end, so Airflow's own seconds (a task takes some to begin) stand beside them. Writes bench/workers.json.
+end, so Airflow's own seconds (a task takes some to begin) stand beside them. Writes bench/workers.json and
+the table in bench/README.md.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,9 +22,8 @@ from typing import Any
 import psutil
 import psycopg
 from celery import Celery
-from rich.console import Console
-from rich.table import Table
 
+from bench.telling import publish
 from payme_ops.migration import backfill, expand
 from payme_ops.migration.desk import MigrationDesk
 from tests.distributed import farm as host
@@ -30,6 +31,7 @@ from tests.distributed.farm import Farm, unparsed
 from tests.distributed.work import WITHIN_SECONDS, mapped_backfill
 
 FILE = Path(__file__).with_name("workers.json")
+PAGE = Path(__file__).with_name("README.md")
 WORKERS = (1, 2, 4)
 RESTS = {"as shipped": "9", "without rest": "0"}  # PAYME_OPS__MIGRATION__REST_RATIO
 _BUSY = 0.9  # of the machine's cores: then these are what bounds it
@@ -51,8 +53,10 @@ def main() -> int:
             connection.execute("ANALYZE users")
         farm.until(partial(unparsed, farm, "mapped_backfill"), "the DAG")
         rows = [_measure(farm, desk, count, name) for name in RESTS for count in WORKERS]
-    FILE.write_text(json.dumps({"cores": os.cpu_count(), "size": size, "runs": rows}, indent=1) + "\n")
-    _tell(rows)
+    found = {"cores": os.cpu_count(), "size": size, "runs": rows}
+    FILE.write_text(json.dumps(found, indent=1) + "\n")
+    publish(PAGE, "workers", table(found))
+    print(table(found))
     return 0
 
 
@@ -113,22 +117,25 @@ def _cores(before: Any) -> float:
     return float((os.cpu_count() or 1) * (1 - idle / total))
 
 
-def _tell(rows: list[dict[str, Any]]) -> None:
-    table = Table(title="Backfill across workers")
-    for title in ("workers", "rest", "rows/s", "times one", "of a run's seconds, writing", "cores at work", "bound by"):
-        table.add_column(title, justify="right")
+def table(found: Mapping[str, Any]) -> str:
+    """What was found, as bench/README.md shows it."""
+    rows = found["runs"]
     one = {row["rest"]: row["rows_per_s"] for row in rows if row["workers"] == 1}
+    lines = [
+        f"{rows[0]['rows']:,} rows, {found['cores']} cores; Python, Celery and PostgreSQL share them.\n",
+        "| workers | rest | rows/s | times one | seconds of writing, of the run | cores at work | bound by |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
-        writing = f"{row['seconds']} of {row['run_seconds']}"
-        times = f"{row['rows_per_s'] / one[row['rest']]:.1f}"
-        cells = (row["workers"], row["rest"], f"{row['rows_per_s']:,}", times, writing, row["busy_cores"], bound(row))
-        table.add_row(*map(str, cells))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 110).print(table)
+        times, seconds = row["rows_per_s"] / one[row["rest"]], f"{row['seconds']:g} of {row['run_seconds']:g}"
+        cells = (row["workers"], row["rest"], f"{row['rows_per_s']:,}", f"{times:.1f}", seconds, row["busy_cores"])
+        lines.append(f"| {' | '.join(map(str, cells))} | {bound(row, found['cores'])} |")
+    return "\n".join([*lines, ""])
 
 
-def bound(row: dict[str, Any]) -> str:
+def bound(row: Mapping[str, Any], cores: int) -> str:
     """What kept it from being faster."""
-    if row["busy_cores"] > _BUSY * (os.cpu_count() or 1):
+    if row["busy_cores"] > _BUSY * cores:
         return "the machine's cores"
     return "its own rest" if row["rest"] == "as shipped" else "commits and Airflow"
 

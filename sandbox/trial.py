@@ -27,25 +27,29 @@ from sandbox.http import silent
 from sandbox.world import PROJECT, World
 
 _API = ("payme_api", "payme_api_staging")
-_EVERYBODY = ("payme_ops_db", "payme_slack")
+_EVERYBODY = ("payme_ops_db_worker", "payme_slack")
 # Which service may have which connection; nobody has another.
 CONNECTIONS: Mapping[str, tuple[str, ...]] = {
     "dag-processor": _EVERYBODY,
     "triggerer": (*_EVERYBODY, "payme_db_read", "payme_s3_restore", "payme_sentry", *_API),
     "worker-default": (*_EVERYBODY, "payme_db_read", "payme_s3_write", "payme_s3_prune", "payme_sentry"),
     "worker-restore": (
-        *(*_EVERYBODY, "payme_db_restore", "payme_s3_restore", "payme_code_host", "payme_status_page", "payme_smtp"),
-        "payme_api",
+        *("payme_ops_db_restore", "payme_slack", "payme_db_restore", "payme_s3_restore"),
+        *("payme_code_host", "payme_status_page", "payme_smtp", "payme_api"),
     ),
     "worker-migration": (*_EVERYBODY, "payme_db_migrate", "payme_api"),
     "worker-release": (
-        *(*_EVERYBODY, "payme_deploy", "payme_deploy_staging", "payme_code_host", "payme_secrets"),
+        *("payme_ops_db_release", "payme_slack"),
+        *("payme_deploy", "payme_deploy_staging", "payme_code_host", "payme_secrets"),
         *("payme_airflow_api", "payme_status_page", "payme_smtp", *_API),
     ),
-    "worker-desk": (*_EVERYBODY, "payme_airflow_db", "payme_s3_write"),
+    "worker-desk": ("payme_ops_db", "payme_slack", "payme_airflow_db", "payme_s3_write"),
 }
 # The desk's own databases are beside it in docker-compose.yaml, and docker/secrets knows them.
-_MADE = ("payme_ops_db", "payme_airflow_db")
+_MADE = (
+    *("payme_ops_db", "payme_ops_db_worker", "payme_ops_db_restore", "payme_ops_db_release"),
+    "payme_airflow_db",
+)
 _HERE, _CONTAINER, _STORE = "127.0.0.1", "payme-api", "s3:8333"
 _USER, _STORES_USER = 50000, 1000  # of the images
 

@@ -61,7 +61,7 @@ def test_no_password_has_a_default() -> None:
         name: value
         for raw in SERVICES.values()
         for name, value in raw.get("environment", {}).items()
-        if re.search("PASSWORD|SECRET_KEY|JWT|FERNET|TOKEN|_KEY|BROKER_URL|RESULT_BACKEND|CONN", name) and value
+        if re.search("PASSWORD|SECRET_KEY|JWT|FERNET|TOKEN|_KEY|BROKER_URL|RESULT_BACKEND|CONN(?!ECTION)", name) and value
     }
     places = re.compile(r"(cat )?/run/secrets/[\w.-]+")
     assert {name: value for name, value in said.items() if not places.fullmatch(value)} == {}
@@ -326,20 +326,23 @@ def test_a_program_that_fails_leaves_no_empty_secret_behind(tmp_path: Path) -> N
     assert [file.name for file in (tmp_path / "secrets").glob("[!.]*")] == []
 
 
+def ops_connection(made: Path, service: str) -> dict[str, Any]:
+    """By the name under which that service looks for it."""
+    known = json.loads((made / f"connections_{service}.json").read_text())
+    return dict(known[SERVICES[service]["environment"]["PAYME_OPS__DESK__OPS_CONNECTION"]])
+
+
 def test_the_servers_certificate_is_for_the_name_that_connections_use(made: Path) -> None:
     command = ["openssl", "verify", "-CAfile", "postgres_ca.crt", "-verify_hostname", "postgres"]
     assert subprocess.run([*command, "postgres.crt"], cwd=made, check=False, capture_output=True).returncode == 0
     for service in CONNECTIONS:
-        connection = json.loads((made / f"connections_{service}.json").read_text())["payme_ops_db"]
+        connection = ops_connection(made, service)
         assert (connection["host"], connection["extra"]["sslmode"]) == ("postgres", "verify-full")
 
 
 def test_who_works_in_the_ops_database_as_whom(made: Path) -> None:
     """Only those are its owner who ask people for what is no release: the queue `desk`."""
-    found = {
-        service: json.loads((made / f"connections_{service}.json").read_text())["payme_ops_db"]["login"]
-        for service in CONNECTIONS
-    }
+    found = {service: ops_connection(made, service)["login"] for service in CONNECTIONS}
     for service in ("init", "watchdog"):
         (found[service],) = re.findall(r"^user=(.+)$", (made / f"pg_service_{service}.conf").read_text(), re.MULTILINE)
     assert found == {

@@ -32,7 +32,7 @@ from sandbox.airflow import Api
 from sandbox.http import call
 from sandbox.supervisor import Missing, Process, SandboxError, Supervisor
 from sandbox.world import AUDITOR, PROJECT, USERS, World
-from tests.support import compose
+from tests.support import compose, secrets
 from tests.support.proxy import Proxy, proxy_before
 from tests.support.waiting import eventually
 
@@ -42,6 +42,7 @@ SERVERS = ("api-server", "scheduler", "dag-processor", "triggerer")
 DAGS = Path(__file__).parent / "dags"
 LOGS = "payme-airflow-logs"  # bucket; Airflow asks for names of three characters or more
 HEARTBEAT_TIMEOUT_SECONDS = 20
+HEALTH_SECONDS = 20.0  # of a health check, as in the compose file
 START_SECONDS = 240.0  # 30 on two idle cores
 PASSWORD = "sixteen characters and more"
 # Who holds which connection, as docs/first-run.md has it (step 8).
@@ -63,6 +64,8 @@ CONNECTIONS = {
     ),
     "worker-desk": (*_EVERYBODY, "payme_s3_write"),
 }
+# This one has its connections in AWS Secrets Manager, and there the rights of docs/iam; the others in files.
+IN_SECRETS_MANAGER = "worker-default"
 _KEYS = ("signing.pem", "verification.pem", "drill.age-identity")  # brought to the host by people
 
 
@@ -77,6 +80,7 @@ class Farm:
     store: Proxy  # before S3, for the desk's connections; not for logs
     payme: Proxy  # before PayMe's API
     processes: dict[str, Process] = field(default_factory=dict, repr=False)
+    services: dict[str, compose.Service] = field(default_factory=dict, repr=False)
 
     def login(self, user: str = "oncall") -> Api:
         """Airflow's API as that user; `first_admin` is the host's."""
@@ -141,6 +145,19 @@ class Farm:
         with suppress(SandboxError):  # one that gave up
             self.start("desk-postgres")
         self.until(partial(airflow.unhealthy, self.world, since), "Airflow, after its database")
+
+    def cut_redis(self) -> None:
+        """Drop every connection to Redis, then let it say nothing until a worker's health check misses it."""
+        pid = self.supervisor.pids()["redis"]
+        with self.broker() as broker:
+            for kind in ("normal", "pubsub"):
+                broker.client_kill_filter(_type=kind, skipme=True)
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            assert _unwell(self.services["worker-default"])
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        self.until(lambda: _unwell(self.services["worker-default"]), "the worker, after Redis")
 
     def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
         """Stop a component as a service manager does, return when it has ended."""
@@ -232,6 +249,9 @@ def _laid_out(here: World, supervisor: Supervisor, store: Proxy, payme: Proxy) -
     settings.write_text("".join(f"{name}='{value}'\n" for name, value in _settings(here, kept).items()))
     places = compose.places(postgres=ports["postgres"], redis=ports["redis"], api_server=here.ports["airflow"])
     found = compose.services(settings, host, places, own=_own(here, ports))
+    backend = {name: value for name, value in secrets.environment(here.url("s3")).items() if "WORKERS__" in name}
+    found[IN_SECRETS_MANAGER].environment.update(backend)
+    farm.services.update(found)
     processes = [_desk_postgres(farm), _process(found["redis"], {})]
     processes += [_process(found["init"], {}), *(_process(found[name], {}) for name in SERVERS)]
     processes += [_process(found[f"worker-{queue}"], who) for queue, who in zip(QUEUES, users(), strict=True)]
@@ -247,7 +267,16 @@ def _bring(farm: Farm) -> None:
     for service, names in CONNECTIONS.items():
         name = f"connections_{service}.json"
         known = json.loads((kept / name).read_text())
-        brought[name] = json.dumps(known | {one: _connection(farm, one) for one in names})
+        known |= {one: _connection(farm, one) for one in names}
+        if service == IN_SECRETS_MANAGER:
+            known, kept_there = {}, known
+            for one, value in kept_there.items():
+                secrets.at(here.url("s3")).connection(one, value)
+            access = f"secrets_{service}"
+            brought[f"aws_credentials_{service}"] = (
+                f"[default]\naws_access_key_id={access}\naws_secret_access_key={access}\n"
+            )
+        brought[name] = json.dumps(known)
     for name, text in brought.items():
         (kept / name).write_text(text)
     for account in (AUDITOR,):
@@ -346,9 +375,18 @@ def _unwell(service: compose.Service) -> str | None:
     """Its own health check, as Compose asks it."""
     if not service.health:
         return None
-    look = subprocess.run(
-        service.health, env=service.environment, cwd=PROJECT, capture_output=True, text=True, check=False
-    )
+    try:
+        look = subprocess.run(
+            service.health,
+            env=service.environment,
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=HEALTH_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer in {HEALTH_SECONDS:.0f} s"
     return None if look.returncode == 0 else (look.stdout + look.stderr).strip()[-200:] or "its health check"
 
 

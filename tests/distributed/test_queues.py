@@ -83,7 +83,8 @@ def test_no_worker_but_the_desks_writes_an_answer(farm: Farm) -> None:
 
     def answered(queue: str) -> str | None:
         file = farm.root / f"worker-{queue}" / "secrets" / "connections.json"
-        known = json.loads(file.read_text())["payme_ops_db"]
+        named = farm.services[f"worker-{queue}"].environment["PAYME_OPS__DESK__OPS_CONNECTION"]
+        known = json.loads(file.read_text())[named]
         conninfo = farm.desk.conninfo("payme_ops", known["login"], known["password"])
         with suppress(DatabaseError):
             return approvals.answer(

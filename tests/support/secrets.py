@@ -73,7 +73,7 @@ def environment(url: str) -> dict[str, str]:
         "AIRFLOW__SECRETS__BACKEND": BACKEND,
         "AIRFLOW__SECRETS__BACKEND_KWARGS": json.dumps({**servers, "variables_prefix": None, **where}),
         "AWS_ENDPOINT_URL_SECRETS_MANAGER": url,
-        "AWS_ACCESS_KEY_ID": "role-of-this-machine",
+        "AWS_ACCESS_KEY_ID": "secrets_one-machine",  # where the sandbox judges, by docs/iam
         "AWS_SECRET_ACCESS_KEY": "role-of-this-machine",
         "AWS_MAX_ATTEMPTS": "1",
     }

@@ -11,11 +11,13 @@ from payme_ops.cli import airflow_secrets
 from payme_ops.foundation import secret
 from payme_ops.foundation.errors import SecretForbidden, SecretMissing, SettingsError
 from payme_ops.foundation.evidence import Check, Evidence, Finding, Verdict, failed, passed, run_check
+from payme_ops.foundation.settings import ops_connection
 
 ITEM = "kept_connections"
 _BACKEND, _KWARGS = "AIRFLOW__WORKERS__SECRETS_BACKEND", "AIRFLOW__WORKERS__SECRETS_BACKEND_KWARGS"
 _FIELDS = {"conn_type", "host", "port", "schema", "login", "password", "extra"}
-_EVERYBODY = ("payme_ops_db", "payme_slack")
+_OPS = "payme_ops_db"  # by the name that PAYME_OPS__DESK__OPS_CONNECTION has for it
+_EVERYBODY = (_OPS, "payme_slack")
 
 
 class Part(StrEnum):
@@ -41,6 +43,7 @@ NEEDED: Mapping[Part, tuple[str, ...]] = {
     Part.DAG_PROCESSOR: _EVERYBODY,
 }
 _OPTIONAL = (
+    *("payme_ops_db_worker", "payme_ops_db_restore", "payme_ops_db_release"),
     *("payme_api", "payme_api_staging", "payme_deploy", "payme_deploy_staging", "payme_code_host", "payme_sentry"),
     *("payme_airflow_api", "payme_secrets", "payme_status_page", "payme_smtp"),
 )
@@ -51,7 +54,8 @@ def of_doctor(part: Part | None, actor: str) -> list[Evidence]:
     """Each known connection that is there, and those that `part` cannot do without; nothing where this environment
     names no backend.
     """
-    backend, needed = os.environ.get(_BACKEND, "").rpartition(".")[2], NEEDED[part] if part else ()
+    backend = os.environ.get(_BACKEND, "").rpartition(".")[2]
+    needed = tuple(ops_connection() if name == _OPS else name for name in NEEDED[part]) if part else ()
     places: dict[str, Callable[[Mapping[str, Any]], Finding]] = {
         "SecretsManagerBackend": lambda kwargs: _in_secrets_manager(kwargs, needed),
         "LocalFilesystemBackend": lambda kwargs: _in_file(kwargs, needed),

@@ -417,6 +417,12 @@ class DeskSettings(_Group):
         pattern=r"^[A-Za-z0-9_.-]{1,63}$",
         description="Name of the ops database, as in the connection payme_ops_db.",
     )
+    ops_connection: str = Field(
+        default="payme_ops_db",
+        pattern=r"^payme_ops_db(_worker|_restore|_release)?$",
+        description="The connection by which this process works in the ops database: its owner's, or that of a role"
+        " which can write no answer in place of a person (docs/adr/0030-who-writes-answers.md).",
+    )
     keep_days: int = Field(
         default=90,
         ge=32,
@@ -427,6 +433,11 @@ class DeskSettings(_Group):
     def databases(self) -> dict[str, str]:
         """The names of both, by the word that stands for each."""
         return {"airflow": self.airflow_database, "ops": self.ops_database}
+
+
+def ops_connection() -> str:
+    """The same, also where the settings cannot be read: a run that failed because of them has to be told too."""
+    return os.environ.get("PAYME_OPS__DESK__OPS_CONNECTION") or DeskSettings().ops_connection
 
 
 class SentrySettings(_Group):

@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 
 from payme_ops.foundation import secret
 from payme_ops.foundation.errors import SecretForbidden, SecretMissing, SettingsError
-from payme_ops.foundation.settings import Profile, goes_in_clear, is_loopback
+from payme_ops.foundation.settings import Profile, goes_in_clear, is_loopback, ops_connection
 from payme_ops.orchestration import internals
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def conninfo(conn_id: str) -> str:
 
 def ops_db() -> str:
     """The desk's own."""
-    return conninfo("payme_ops_db")
+    return conninfo(ops_connection())
 
 
 def stores(conn_id: str, backup: "BackupSettings") -> "Stores":

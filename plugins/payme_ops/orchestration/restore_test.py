@@ -21,7 +21,7 @@ from payme_ops.foundation.stop import stoppable
 from payme_ops.migration import envelope, verify
 from payme_ops.migration.names import PHONE_NUMBER
 from payme_ops.migration.verify import Sample
-from payme_ops.orchestration.connections import conninfo
+from payme_ops.orchestration.connections import conninfo, ops_db
 from payme_ops.orchestration.doors import catalogue, log_reason, run_name
 
 _log = logging.getLogger("payme_ops.backup")
@@ -29,7 +29,7 @@ _log = logging.getLogger("payme_ops.backup")
 # Items of evidence, in the order in which they come.
 CHOSEN, SAMPLED, TESTED, OPENED = "backup_to_test", "ciphertexts_taken", "restore_test", "ciphertexts_opened"
 _NAMED = 10  # rows in an error; the evidence has all
-_OPS, _S3 = "payme_ops_db", "payme_s3_restore"
+_S3 = "payme_s3_restore"
 
 
 def choose() -> str:
@@ -209,9 +209,9 @@ def _daily_before(key: str) -> Entry | None:
 
 
 def _evidence(context: Context, item: str) -> Evidence:
-    return evidence.latest(conninfo(_OPS), run_name(context), item)
+    return evidence.latest(ops_db(), run_name(context), item)
 
 
 def _record(context: Context, item: str, outcome: Verdict, measured: dict[str, Any], threshold: str) -> None:
     finding, source = Finding(outcome, measured), measured["manifest"]
-    evidence.keep(conninfo(_OPS), run_name(context), item, finding, threshold=threshold, source=source)
+    evidence.keep(ops_db(), run_name(context), item, finding, threshold=threshold, source=source)

@@ -20,12 +20,12 @@ from payme_ops.foundation.evidence import Evidence, Verdict
 from payme_ops.foundation.stop import stoppable
 from payme_ops.orchestration import alerting
 from payme_ops.orchestration.approval import require_approval
-from payme_ops.orchestration.connections import conninfo
+from payme_ops.orchestration.connections import conninfo, ops_db
 from payme_ops.orchestration.doors import catalogue, log_reason, own_catalogue, run_name
 
 _log = logging.getLogger("payme_ops.backup")
 
-_OPS, _S3 = "payme_ops_db", "payme_s3_prune"
+_S3 = "payme_s3_prune"
 _FROZEN = "frozen"
 
 
@@ -42,7 +42,7 @@ def plan(which: str | None = None) -> bool:
     made = retain.plan(retain.survey(where, now), now, proof_days=proof_days)
     run = run_name(context)
     shown = retain.describe(made, where.database, actor=run, proof_days=proof_days, item=of(PLAN, which))
-    evidence.record(conninfo(_OPS), run, [shown])
+    evidence.record(ops_db(), run, [shown])
     _log_table(shown)
     _tell(context, made, which)
     return bool(made.deletions) and not context["params"]["dry_run"]
@@ -53,7 +53,7 @@ def apply(gate: str, which: str | None = None) -> dict[str, Any]:
     context = get_current_context()
     if context["params"]["dry_run"]:
         raise AirflowSkipException("a dry run deletes nothing")
-    ops, run = conninfo(_OPS), run_name(context)
+    ops, run = ops_db(), run_name(context)
     shown = evidence.latest(ops, run, of(PLAN, which))
     if shown.verdict is not Verdict.PASS:
         require_approval(context, gate=gate, evidence_item=of(PLAN, which))
@@ -70,7 +70,7 @@ def drop_replaced() -> list[str]:
     """
     context = get_current_context()
     kept, server = timedelta(days=settings.load().backup.keep_replaced_days), conninfo("payme_db_restore")
-    frozen = evidence.latest(conninfo(_OPS), run_name(context), PLAN).verdict is Verdict.FAIL
+    frozen = evidence.latest(ops_db(), run_name(context), PLAN).verdict is Verdict.FAIL
     if frozen or context["params"]["dry_run"]:
         for mark in swap.replaced(server):
             _log.info("%s, replaced %s, is kept until %s", mark.name, show(mark.at), show(mark.at + kept))
@@ -84,7 +84,7 @@ def verdict(gate: str, which: str | None = None) -> str:
     Raises NotApproved when a person said no, or nobody answered; NotFound when the plan was not applied.
     """
     context = get_current_context()
-    ops, run = conninfo(_OPS), run_name(context)
+    ops, run = ops_db(), run_name(context)
     shown = evidence.latest(ops, run, of(PLAN, which))
     if context["params"]["dry_run"]:
         return "dry run: nothing was deleted"

@@ -82,6 +82,15 @@ class Farm:
     processes: dict[str, Process] = field(default_factory=dict, repr=False)
     services: dict[str, compose.Service] = field(default_factory=dict, repr=False)
 
+    def ops_connection(self, service: str) -> dict[str, Any]:
+        """By which that service works in the ops database."""
+        name = self.services[service].environment["PAYME_OPS__DESK__OPS_CONNECTION"]
+        if service == IN_SECRETS_MANAGER:
+            secret = f"{secrets.CONNECTIONS}/{name}"
+            text = secrets.at(self.world.url("s3")).client.get_secret_value(SecretId=secret)["SecretString"]
+            return dict(json.loads(text))
+        return dict(connections(self.services[service])[name])
+
     def login(self, user: str = "oncall") -> Api:
         """Airflow's API as that user; `first_admin` is the host's."""
         password = self.secret("airflow_first_admin_password") if user == FIRST_ADMIN else PASSWORD
@@ -249,8 +258,7 @@ def _laid_out(here: World, supervisor: Supervisor, store: Proxy, payme: Proxy) -
     settings.write_text("".join(f"{name}='{value}'\n" for name, value in _settings(here, kept).items()))
     places = compose.places(postgres=ports["postgres"], redis=ports["redis"], api_server=here.ports["airflow"])
     found = compose.services(settings, host, places, own=_own(here, ports))
-    backend = {name: value for name, value in secrets.environment(here.url("s3")).items() if "WORKERS__" in name}
-    found[IN_SECRETS_MANAGER].environment.update(backend)
+    _keep_in_secrets_manager(farm, found[IN_SECRETS_MANAGER])
     farm.services.update(found)
     processes = [_desk_postgres(farm), _process(found["redis"], {})]
     processes += [_process(found["init"], {}), *(_process(found[name], {}) for name in SERVERS)]
@@ -267,20 +275,32 @@ def _bring(farm: Farm) -> None:
     for service, names in CONNECTIONS.items():
         name = f"connections_{service}.json"
         known = json.loads((kept / name).read_text())
-        known |= {one: _connection(farm, one) for one in names}
-        if service == IN_SECRETS_MANAGER:
-            known, kept_there = {}, known
-            for one, value in kept_there.items():
-                secrets.at(here.url("s3")).connection(one, value)
-            access = f"secrets_{service}"
-            brought[f"aws_credentials_{service}"] = (
-                f"[default]\naws_access_key_id={access}\naws_secret_access_key={access}\n"
-            )
-        brought[name] = json.dumps(known)
+        brought[name] = json.dumps(known | {one: _connection(farm, one) for one in names})
+    # Who that worker is for AWS.
+    access = f"secrets_{IN_SECRETS_MANAGER}"
+    brought[f"aws_credentials_{IN_SECRETS_MANAGER}"] = (
+        f"[default]\naws_access_key_id={access}\naws_secret_access_key={access}\n"
+    )
     for name, text in brought.items():
         (kept / name).write_text(text)
     for account in (AUDITOR,):
         (kept / f"airflow_{account}_password").write_text(here.secrets[f"airflow.{account}"])
+
+
+def _keep_in_secrets_manager(farm: Farm, service: compose.Service) -> None:
+    """Its connections, but for the logs', which its environment has."""
+    url, file = farm.world.url("s3"), service.folder / "secrets" / "connections.json"
+    for name, value in connections(service).items():
+        if name != "payme_s3_logs":
+            secrets.at(url).connection(name, value)
+    file.write_text("{}")
+    backend = {name: value for name, value in secrets.environment(url).items() if "WORKERS__" in name}
+    service.environment.update(backend)
+
+
+def connections(service: compose.Service) -> dict[str, Any]:
+    """Those in the service's file."""
+    return dict(json.loads((service.folder / "secrets" / "connections.json").read_text()))
 
 
 def _connection(farm: Farm, name: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What the workers of each queue can reach, asked by a task on each; and what no worker can."""
 
 import hashlib
-import json
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -82,9 +81,7 @@ def test_no_worker_but_the_desks_writes_an_answer(farm: Farm) -> None:
     run, gate = "backup_restore/manual", "approve_swap"
 
     def answered(queue: str) -> str | None:
-        file = farm.root / f"worker-{queue}" / "secrets" / "connections.json"
-        named = farm.services[f"worker-{queue}"].environment["PAYME_OPS__DESK__OPS_CONNECTION"]
-        known = json.loads(file.read_text())[named]
+        known = farm.ops_connection(f"worker-{queue}")
         conninfo = farm.desk.conninfo("payme_ops", known["login"], known["password"])
         with suppress(DatabaseError):
             return approvals.answer(

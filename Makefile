@@ -62,7 +62,7 @@ crash-matrix: setup  ## every step of the migration struck at every statement an
 growth: setup  ## the tables of docs/growth.md, from what the benchmarks measured
 	$(python) -m bench.growth
 
-workers: setup  ## the backfill by one, two and four workers through Celery (25 minutes)
+workers: setup  ## the backfill by one, two and four workers through Celery (a quarter of an hour)
 	$(python) -m bench.workers $(ARGS)
 
 lock:  ## requirements*.in -> requirements*.txt, with hashes, for every platform (needs uv)

@@ -137,7 +137,7 @@ def bound(row: Mapping[str, Any], cores: int) -> str:
     """What kept it from being faster."""
     if row["busy_cores"] > _BUSY * cores:
         return "the machine's cores"
-    return "its own rest" if row["rest"] == "as shipped" else "commits and Airflow"
+    return "its own rest" if row["rest"] == "as shipped" else "the database: WAL, commits"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,11 @@ def test_the_page_is_what_was_measured() -> None:
 
 @pytest.mark.parametrize(
     ("busy", "rest", "bound"),
-    [(3.9, "as shipped", "the machine's cores"), (1.0, "as shipped", "its own rest"), (1.0, "without rest", "commits")],
+    [
+        (3.9, "as shipped", "the machine's cores"),
+        (1.0, "as shipped", "its own rest"),
+        (1.0, "without rest", "the database"),
+    ],
 )
 def test_what_bounds_it(busy: float, rest: str, bound: str) -> None:
     assert workers.bound({"busy_cores": busy, "rest": rest}, 4).startswith(bound)

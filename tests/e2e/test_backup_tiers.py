@@ -113,7 +113,7 @@ def test_a_changed_cell_is_refuted_told_once_and_replaced_by_a_proven_backup(des
     assert newest_daily(desk).state is State.VERIFIED
     # Our failure, told once; and that the DAG is well again, once its replacement is proven.
     desk.supervisor.until(
-        lambda: "" if len(told(desk, f"{TEST}/{run}")) > 1 else "not said to be over", "over", RUN_WITHIN_SECONDS
+        lambda: None if len(told(desk, f"{TEST}/{run}")) > 1 else "one message", "the second", RUN_WITHIN_SECONDS
     )
     message, over = told(desk, f"{TEST}/{run}")
     assert f"{TEST} has ended well" in over

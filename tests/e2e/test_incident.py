@@ -91,6 +91,8 @@ def desk() -> Iterator[Desk]:
     shutil.copy(PROJECT / "dags" / "incident.py", dags)
     more = {
         "PAYME_OPS__MONITORING__INTERVAL_SECONDS": "0.5",
+        # The watch of an asset that was lost begins again when its DAG's file is read.
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
         # One that was killed is missed after five seconds, not after thirty.
         "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5",

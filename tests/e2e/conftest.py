@@ -73,8 +73,8 @@ def desk() -> Iterator[Desk]:
         with world.running(root, size="test") as (here, supervisor):
             env = airflow.environment(here)
             env["AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY"] = "1"
-            # A file that changes is read at once; to read all of them every 30 s is a third of the processor's time.
-            env["AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL"] = "300"
+            # A file that changes is read at once; to read all of them every 30 s is a fifth of a core.
+            env["AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL"] = "60"
             since = datetime.now(UTC)
             airflow.start(here, supervisor, env)
             api = airflow.login(here)

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,10 +112,13 @@ def _service(
     }
 
     # In one pass: what is put in may hold a name that is looked for.
-    names = re.compile("|".join(re.escape(container) for container in sorted(here, key=len, reverse=True)))
+    def mover(known: Mapping[str, str]) -> Callable[[str], str]:
+        names = re.compile("|".join(re.escape(container) for container in sorted(known, key=len, reverse=True)))
+        return lambda text: names.sub(lambda found: known[found[0]], text)
 
-    def moved(text: str) -> str:
-        return names.sub(lambda found: here[found[0]], text)
+    moved = mover(here)
+    # The host's .env names folders of this machine, which may lie below /tmp.
+    filled = mover({container: path for container, path in here.items() if container != "/tmp"})  # noqa: S108
 
     (folder / "secrets").mkdir(parents=True, mode=0o700, exist_ok=True)
     for place in (folder / "tmp", folder / "data", root / "logs"):
@@ -127,8 +130,8 @@ def _service(
         place.write_text(moved(Path(secrets[source]["file"]).read_text()))
     from_file = {} if "env_file" not in raw else {n: v for n, v in dotenv_values(env_file).items() if v is not None}
     said = {
-        variable: moved(str(value))
-        for variable, value in {**image(), **from_file, **raw.get("environment", {})}.items()
+        **{variable: filled(value) for variable, value in {**image(), **from_file}.items()},
+        **{variable: moved(str(value)) for variable, value in raw.get("environment", {}).items()},
     }
     environment = {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

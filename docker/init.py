@@ -16,14 +16,14 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from payme_ops.foundation.opsdb import WORKERS
+
 OWNERS = ("airflow", "celery", "payme_ops")
-# Who works in the ops database and does not own it (include/sql/ops/grants.sql).
-WORKERS = ("payme_ops_worker", "payme_ops_restore", "payme_ops_release")
 ROLES = Path(__file__).with_name("roles.json")
 
 
 def databases(host: str, port: str, secrets: Path) -> None:
-    """The same, with the passwords of the secrets, as the superuser."""
+    """What `roles_and_databases` makes, on that server and with the passwords of the secrets."""
     conninfo = make_conninfo(
         host=host,
         port=port,

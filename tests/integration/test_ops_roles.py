@@ -19,8 +19,7 @@ from sandbox import postgres
 # By its path: a package of the name `docker` is another one.
 init = SimpleNamespace(**runpy.run_path(str(postgres.PROJECT / "docker" / "init.py")))
 OWNER = "payme_ops"
-WORKER, RESTORE, RELEASE = WORKERS = "payme_ops_worker", "payme_ops_restore", "payme_ops_release"
-assert WORKERS == init.WORKERS
+WORKER, RESTORE, RELEASE = WORKERS = opsdb.WORKERS
 PASSWORD = "not a secret"
 # Files that only the owner runs.
 OWNERS = re.compile(r"\d{3}_|grants")

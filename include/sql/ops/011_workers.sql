@@ -15,12 +15,7 @@ $$;
 -- Everybody reads. The owner, who asks for everything else, is under no policy.
 ALTER TABLE ops.approvals ENABLE ROW LEVEL SECURITY;
 CREATE POLICY read ON ops.approvals FOR SELECT USING (true);
-CREATE POLICY ask ON ops.approvals FOR INSERT WITH CHECK (
-    starts_with(run, 'release/')
-    AND (current_user = 'payme_ops_release'
-         OR current_user = 'payme_ops_restore' AND gate IN ('migrations_tested', 'backup_scheduled'))
-);
-CREATE POLICY answer ON ops.approvals FOR UPDATE USING (
+CREATE POLICY ask ON ops.approvals USING (
     starts_with(run, 'release/')
     AND (current_user = 'payme_ops_release'
          OR current_user = 'payme_ops_restore' AND gate IN ('migrations_tested', 'backup_scheduled'))

@@ -3,7 +3,8 @@
 from payme_ops.foundation.postgres import connect, speaking
 from payme_ops.foundation.sql import SQL_DIR, load
 
-WORKER = "payme_ops_worker"
+# Roles that work in it and do not own it (include/sql/ops/grants.sql); the others are members of the first.
+WORKERS = ("payme_ops_worker", "payme_ops_restore", "payme_ops_release")
 _MIGRATION_LOCK = 7_166_001  # any constant: one migrator at a time
 
 
@@ -31,6 +32,6 @@ def migrate(conninfo: str) -> list[str]:
                 connection.execute(load(f"ops/{path.name}"))
                 connection.execute("INSERT INTO ops.schema_version (name) VALUES (%s)", [path.name])
                 applied_now.append(path.name)
-        if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [WORKER]).fetchone() is not None:
+        if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [WORKERS[0]]).fetchone() is not None:
             connection.execute(load("ops/grants.sql"))
     return applied_now

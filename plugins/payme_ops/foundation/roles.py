@@ -8,6 +8,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from payme_ops.foundation.evidence import Check, Finding, failed, passed
+from payme_ops.foundation.opsdb import WORKERS
 from payme_ops.foundation.postgres import connect, speaking, with_database
 from payme_ops.foundation.sql import load
 
@@ -16,8 +17,6 @@ _QUIET = {"log_error_verbosity": "terse", "log_min_error_statement": "panic"}
 # What `backup.preflight` measures of the role that reads, in its items `readable` and `read_only`.
 _TOLD_ELSEWHERE = {"SUPERUSER", "CREATEDB", "CREATEROLE", "BYPASSRLS"}
 _WRITERS = {"pg_write_all_data", "pg_execute_server_program", "pg_write_server_files"}
-# Of the ops database.
-_WORKERS = {"payme_ops_worker", "payme_ops_restore", "payme_ops_release"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def migrator(conninfo: str, table: str) -> Check:
 def keeper(conninfo: str) -> Check:
     """The role of payme_ops_db, which owns the desk's own database or works in it, and is nothing else."""
     return _check(
-        "ops_role", "payme_ops_db", "ops_database.sql", conninfo, lambda _: _Wanted((), ()), _WORKERS, quiet={}
+        "ops_role", "payme_ops_db", "ops_database.sql", conninfo, lambda _: _Wanted((), ()), WORKERS, quiet={}
     )
 
 

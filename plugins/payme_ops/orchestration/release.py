@@ -231,8 +231,7 @@ def plan_baseline(context: Context) -> dict[str, Any] | None:
 def plan_watch(context: Context) -> dict[str, Any]:
     """What the watch's trigger is told; a watch that was begun and has no verdict yet goes on."""
     release = of(context)
-    found = _found(release)
-    begun = found.get("watch_begun")
+    begun = _found(release).get("watch_begun")
     if begun is None or _came_after(release, "watch", "watch_begun"):
         first, minutes = utc_now() + timedelta(seconds=FIRST_SECONDS), _settings().watch_minutes
         times = {"begun": first.isoformat(), "until": (first + timedelta(minutes=minutes)).isoformat()}
